@@ -1,0 +1,159 @@
+"""Artifacts on disk: a folder that is whole or absent, with a manifest of checksums.
+
+A folder is written under a temporary name, synced, and renamed; its manifest is part of it. Its name
+carries its key, a hash over the settings and the keys of what it was made from, so that making the
+same thing again finds it done. Knows nothing of what the files mean.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from askew import __version__
+from askew.config import Settings
+from askew.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class File(Settings):
+    """One file of an artifact: size in bytes and sha256 in hex."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(Settings):
+    """What an artifact is, what it was made from, and the checksums of its files."""
+
+    format: int
+    kind: str
+    key: str
+    askew: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    counts: dict[str, int]
+    details: dict[str, Any]
+    files: dict[str, File]
+
+
+class Draft:
+    """An artifact while it is being written: a folder to fill, counts and details to state."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.counts: dict[str, int] = {}
+        self.details: dict[str, Any] = {}
+
+
+def key(kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Hash what determines an artifact: its kind, its settings, its inputs, askew's version. 64 hex digits."""
+    made_of = {"kind": kind, "settings": settings, "inputs": inputs, "format": FORMAT, "askew": __version__}
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def place(root: Path, kind: str, key: str) -> Path:
+    """Name the folder of the artifact with this key below `root`."""
+    return root / f"{kind}-{key[:12]}"
+
+
+@contextmanager
+def draft(root: Path, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[Draft]:
+    """Write an artifact: fill the draft's folder; on leaving, it is sealed and appears whole under its name.
+
+    An exception leaves nothing behind under the final name, and removes the temporary folder.
+    """
+    digest = key(kind, settings, inputs)
+    final = place(root, kind, digest)
+    root.mkdir(parents=True, exist_ok=True)
+    for stale in root.glob(f".{final.name}.*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    work = Draft(root / f".{final.name}.{os.getpid()}")
+    work.folder.mkdir(mode=0o700)
+    try:
+        yield work
+        manifest = Manifest(
+            format=FORMAT, kind=kind, key=digest, askew=__version__,
+            settings=dict(settings), inputs=dict(inputs),
+            counts=work.counts, details=work.details, files=_checksums(work.folder),
+        )  # fmt: skip
+        write_text(work.folder / MANIFEST, manifest.model_dump_json(indent=1))
+        _sync(work.folder)
+        if final.exists():
+            shutil.rmtree(final)
+        work.folder.replace(final)
+        _sync(root)
+    finally:
+        shutil.rmtree(work.folder, ignore_errors=True)
+
+
+def read(folder: Path, kind: str, *, verify: bool = True) -> Manifest:
+    """Read the manifest of the artifact in `folder` and check every file against it.
+
+    Raises ArtifactError naming the file when the folder is missing, of another kind or format, or altered.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(f"an artifact of kind {kind!r}", f"no {path}", "run the stage that makes it") from None
+    except ValidationError as error:
+        raise ArtifactError(
+            f"a manifest in {path}", f"{error.error_count()} errors in it", "make it again"
+        ) from None
+    if (manifest.kind, manifest.format) != (kind, FORMAT):
+        found = f"kind {manifest.kind!r}, format {manifest.format} in {folder}"
+        raise ArtifactError(f"kind {kind!r}, format {FORMAT}", found, "make it again with this version of askew")
+    if verify:
+        for name, file in manifest.files.items():
+            check(folder / name, file)
+    return manifest
+
+
+def check(path: Path, file: File) -> None:
+    """Check one file's size and sha256. Raises ArtifactError naming it."""
+    if not path.is_file() or path.is_symlink():
+        raise ArtifactError(f"the file {path}", "none", "make the artifact again")
+    if path.stat().st_size != file.bytes or sha256(path) != file.sha256:
+        raise ArtifactError(f"{path} as its manifest states it", "other content", "make the artifact again")
+
+
+def sha256(path: Path) -> str:
+    """Hash a file's content, as hex, in constant memory."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, meets the old content or the new and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _checksums(folder: Path) -> dict[str, File]:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        _sync(path)
+        files[path.relative_to(folder).as_posix()] = File(bytes=path.stat().st_size, sha256=sha256(path))
+    return files
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,91 @@
+"""Settings: one frozen pydantic model a YAML file, unknown keys refused by name.
+
+Knows nothing of any stage: each stage declares its own settings on top of `Settings`.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from askew.errors import AskewError, ConfigError
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound="Settings")
+
+
+def load(kind: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+    """Read settings from a YAML file, then apply `dotted.key=value` overrides (values are YAML).
+
+    Raises ConfigError naming the file and the keys when it cannot be read or does not fit.
+    """
+    values = _read_yaml(path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"settings that fit {kind.__name__}", _summary(error), f"mend {path}") from error
+
+
+RESULT = "askew: result: "
+
+
+def main(kind: type[S], stage: Callable[[S], Mapping[str, Any]], doc: str) -> NoReturn:
+    """Run `stage` as a script: `python jobs/STAGE.py SETTINGS.yaml [key=value ...]`.
+
+    The last line printed is `askew: result: {json}`. Exits 2 with one line on an AskewError, so that a
+    job's log ends with what to do.
+    """
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{doc.strip()}\n\nusage: python {sys.argv[0]} SETTINGS.yaml [key=value ...]")
+        sys.exit(0 if arguments else 2)
+    try:
+        result = stage(load(kind, Path(arguments[0]), arguments[1:]))
+    except AskewError as error:
+        print(f"askew: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(RESULT + json.dumps(result), flush=True)
+    sys.exit(0)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("a settings file", f"none at {path}", "check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = " ".join(str(error).split())
+        raise ConfigError(f"YAML in {path}", found, "mend the line that it names") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"key: value pairs in {path}", type(values).__name__, "mend the file")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not (key and equals):
+        raise ConfigError("an override of the form key=value", repr(override), "write it as a.b=1")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"a group of settings at {parent!r}", type(values).__name__, f"mend {override!r}")
+    values[last] = yaml.safe_load(text)
+
+
+def _summary(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())

@@ -1,0 +1,58 @@
+"""The border to Ray Data: work cut into units that any number of workers do in any order.
+
+A unit is a plain dict that names its input and the number of its output part, so that what is written
+depends on the units alone, never on who did them. Knows nothing of what the units mean.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import ray.data
+
+Unit = dict[str, Any]
+
+
+def connect() -> None:
+    """Join the running Ray cluster (a job's RAY_ADDRESS), or start one here when there is none."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=True, configure_logging=False)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def nodes() -> int:
+    """Count the cluster's living nodes."""
+    return sum(1 for node in ray.nodes() if node["Alive"])
+
+
+def spread(units: Sequence[Unit], work: Callable[[Unit], Unit], doing: str) -> list[Unit]:
+    """Do `work` on every unit by Ray Data, one task each; returns its small results, printing progress.
+
+    The results come in the order of the units.
+    """
+    connect()
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    rows = ray.data.from_items(list(units), override_num_blocks=len(units)).map(work, num_cpus=1)
+    done, results = Progress(doing, len(units)), []
+    for row in rows.iter_rows():
+        results.append(dict(row))
+        done.step()
+    return results
+
+
+class Progress:
+    """Prints `askew: <doing> 3/8` lines, at most one each two seconds, and the last one always."""
+
+    def __init__(self, doing: str, total: int) -> None:
+        self._doing, self._total, self._count, self._last = doing, total, 0, 0.0
+
+    def step(self, count: int = 1) -> None:
+        """Count up, and print when it is time."""
+        self._count += count
+        if self._count >= self._total or time.monotonic() - self._last > 2:
+            self._last = time.monotonic()
+            print(f"askew: {self._doing} {self._count:,}/{self._total:,}", flush=True)

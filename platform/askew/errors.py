@@ -1,0 +1,45 @@
+"""What can go wrong, as one tree; every message says what was wanted, what was found, what to do.
+
+AskewError
+├── ConfigError      a setting is unknown, missing or of the wrong form
+├── DataError        a catalogue, its queries or its judgments cannot be used
+├── ArtifactError    triplets, a model or an index is missing, half written, altered or of another make
+├── RegistryError    MLflow cannot be reached, or holds no such model, version or alias
+├── MachineError     this machine lacks memory, disk, a free port or a part
+└── StageError       a Ray job ended in failure
+"""
+
+
+class AskewError(Exception):
+    """Base of every error that a person, not a programmer, can mend."""
+
+    def __init__(self, wanted: str, found: str, do: str) -> None:
+        super().__init__(wanted, found, do)
+        self.wanted, self.found, self.do = wanted, found, do
+
+    def __str__(self) -> str:
+        return f"wanted {self.wanted}; found {self.found}; {self.do}"
+
+
+class ConfigError(AskewError):
+    """A setting is unknown, missing or of the wrong form."""
+
+
+class DataError(AskewError):
+    """A catalogue, its queries or its judgments cannot be used."""
+
+
+class ArtifactError(AskewError):
+    """An artifact is missing, half written, altered or of another make."""
+
+
+class RegistryError(AskewError):
+    """MLflow cannot be reached, or holds no such model, version or alias."""
+
+
+class MachineError(AskewError):
+    """This machine lacks memory, disk, a free port or a part."""
+
+
+class StageError(AskewError):
+    """A Ray job ended in failure."""

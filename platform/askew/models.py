@@ -1,0 +1,83 @@
+"""A trained model on disk and in memory: towers, tokenizer, and batches of texts and photos to vectors.
+
+The folder is an artifact of plain files (`towers.json`, `weights.safetensors`, `tokenizer.json`): nothing
+in it is ever unpickled. Knows nothing of training, MLflow or Ray.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from askew import artifacts
+from askew.errors import ArtifactError
+from askew.inputs import Tokens, clean
+from askew.towers import TowerSettings, TwoTower
+
+SETTINGS, WEIGHTS, TOKENIZER = "towers.json", "weights.safetensors", "tokenizer.json"
+Vectors = NDArray[np.float32]
+
+
+class Model:
+    """Both towers with their tokenizer, ready to encode."""
+
+    def __init__(self, towers: TwoTower, tokens: Tokens, key: str = "") -> None:
+        self.towers, self.tokens, self.key = towers.eval(), tokens, key
+        self.dim, self.image_size = towers.settings.dim, towers.settings.image_size
+        self._device = next(towers.parameters()).device
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> "Model":
+        """Read a model artifact, checked against its manifest. Raises ArtifactError when it does not fit."""
+        manifest = artifacts.read(folder, "model")
+        tokens = Tokens.load(folder / TOKENIZER)
+        try:
+            settings = TowerSettings.model_validate_json((folder / SETTINGS).read_bytes())
+            towers = TwoTower(settings, tokens.size)
+            towers.load_state_dict(load_file(folder / WEIGHTS))
+        except (ValidationError, RuntimeError) as error:
+            found = " ".join(str(error).split())[:300]
+            raise ArtifactError(
+                f"a model in {folder}", found, "train it again with this version of askew"
+            ) from error
+        return cls(towers.to(device), tokens, manifest.key)
+
+    def save(self, folder: Path) -> None:
+        """Write the model's files into `folder` (of an artifact's draft)."""
+        settings = self.towers.settings.model_dump_json(indent=1)
+        (folder / SETTINGS).write_text(settings, encoding="utf-8")
+        save_file(
+            {k: v.detach().contiguous().cpu() for k, v in self.towers.state_dict().items()}, folder / WEIGHTS
+        )
+        self.tokens.save(folder / TOKENIZER)
+
+    @torch.inference_mode()
+    def queries(self, texts: Sequence[str]) -> Vectors:
+        """Encode n queries to (n, dim), normalised."""
+        ids = self.tokens.ids([clean(t) for t in texts], self.towers.settings.query_length)
+        return _numpy(self.towers.queries(self._tensor(ids)))
+
+    @torch.inference_mode()
+    def items(
+        self, texts: Sequence[str], pixels: NDArray[np.uint8], has_image: NDArray[np.bool_]
+    ) -> Mapping[str, Vectors]:
+        """Encode n items to "text", "image" and "fused" vectors, each (n, dim), normalised.
+
+        `pixels` is (n, image_size, image_size, 3) uint8; where `has_image` is false it is not read.
+        """
+        ids = self.tokens.ids([clean(t) for t in texts], self.towers.settings.title_length)
+        vectors = self.towers.items(self._tensor(ids), self._tensor(pixels), self._tensor(has_image))
+        return {name: _numpy(vector) for name, vector in vectors._asdict().items()}
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(self._device)
+
+
+def _numpy(tensor: Tensor) -> Vectors:
+    array: Vectors = tensor.float().cpu().numpy()
+    return array

@@ -1,0 +1,248 @@
+"""The border to MLflow: runs, their metrics and files, and the versions of a registered model.
+
+A version is a model artifact's plain files below `model/` of the run that made it; they travel through the
+tracking server, so a client needs its address and nothing else. Which version is served is an alias,
+and moving it is promotion. Knows nothing of what a model is, beyond its manifest.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow
+
+from askew import artifacts
+from askew.config import Settings
+from askew.errors import ArtifactError, RegistryError
+
+CHAMPION = "champion"
+MODEL_KEY = "askew.model_key"
+FILES = "model"  # where a version's files lie among its run's artifacts
+ENVIRONMENT = {  # MLflow's client reads these at each request; by its own defaults a dead server holds it 245 s
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+class Version(Settings):
+    """One version of a registered model."""
+
+    name: str
+    version: str
+    run_id: str
+    source: str
+    tags: dict[str, str]
+
+
+class Registry:
+    """An MLflow server: where runs are logged and models are registered."""
+
+    def __init__(self, uri: str) -> None:
+        """Raises RegistryError within 5 seconds when no MLflow server answers at `uri`."""
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        mlflow.set_telemetry_client()  # read from the environment at import, too early for the line above
+        self.uri = _reach(uri)
+        self._client = mlflow.MlflowClient(self.uri, self.uri)
+
+    def start_run(self, experiment: str, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+        """Start a run in the experiment, made if absent; returns the run's id."""
+        with self._asked(f"a run {name!r} in experiment {experiment!r}"):
+            run = self._client.create_run(self._experiment(experiment), tags=dict(tags), run_name=name)
+            values = [mlflow.entities.Param(key, str(value)) for key, value in params.items()]
+            self._client.log_batch(run.info.run_id, params=values)
+            return str(run.info.run_id)
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics of a run at one step (names: letters, digits, `_-./` and blanks)."""
+        now = time.time_ns() // 1_000_000
+        values = [mlflow.entities.Metric(key, float(value), now, step) for key, value in metrics.items()]
+        with self._asked(f"metrics logged to run {run_id}"):
+            self._client.log_batch(run_id, metrics=values)
+
+    def log_files(self, run_id: str, path: Path, to: str) -> None:
+        """Copy a file, or a folder's files, below `to` of a run's artifacts."""
+        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        with self._asked(f"{path} logged to run {run_id}"):
+            log(run_id, str(path), to)
+
+    def end_run(self, run_id: str, ok: bool = True) -> None:
+        """Mark a run as finished, or as failed."""
+        with self._asked(f"run {run_id} ended"):
+            self._client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
+
+    def register(self, name: str, folder: Path, run_id: str, tags: Mapping[str, str]) -> Version:
+        """Log a model artifact under a run and make it a new version of `name`, tagged with its key.
+
+        Raises ArtifactError when the folder is no whole model.
+        """
+        tags = {**tags, MODEL_KEY: artifacts.read(folder, "model").key}
+        self.log_files(run_id, folder, FILES)
+        with self._asked(f"a version of model {name!r}"):
+            self._ensure_model(_checked(name))
+            return _version(self._client.create_model_version(name, _source(run_id), run_id, tags))
+
+    def find(self, name: str, tags: Mapping[str, str]) -> Version | None:
+        """Find the newest version that has all these tags; None when there is none."""
+        fitting = [v for v in self._versions(name) if tags.items() <= v.tags.items()]
+        return max(fitting, key=lambda v: int(v.version), default=None)
+
+    def resolve(self, name: str, which: str) -> Version:
+        """Look up a version by its number, such as "7", or by an alias, such as "champion".
+
+        Raises RegistryError saying which versions and aliases there are.
+        """
+        with self._asked(f"model {name!r}"):
+            model = self._model(_checked(name))
+        aliases: dict[str, str] = dict(model.aliases) if model else {}
+        versions = {v.version: v for v in self._versions(name)}
+        number = aliases.get(which, which)
+        if number in versions:
+            return versions[number]
+        found = _there(versions, aliases) if model else f"models {', '.join(self._names()) or 'none'}"
+        wanted = f"version or alias {which!r} of model {name!r}"
+        raise RegistryError(wanted, found, "train a model, or promote a version")
+
+    def download(self, version: Version, into: Path) -> Path:
+        """Fetch a version's files into `into`, checked against their manifest; returns the model's folder.
+
+        A folder that stands there already, and is whole, is used as it is. Any number of processes may do
+        this at a time: each sees no folder or a whole one.
+        """
+        if kept := _kept(into, version.tags.get(MODEL_KEY)):
+            return kept
+        if version.source != _source(version.run_id):
+            raise RegistryError(f"files at {_source(version.run_id)}", version.source, "register it with askew")
+        into.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=into, prefix=f".{FILES}-") as work:
+            with self._asked(f"the files of model {version.name!r} version {version.version}"):
+                folder = Path(self._client.download_artifacts(version.run_id, FILES, work))
+            key = artifacts.read(folder, "model").key
+            if key != version.tags.get(MODEL_KEY, key):
+                raise RegistryError(f"a model of key {version.tags[MODEL_KEY]}", key, "register it again")
+            return _keep(folder, into, key)
+
+    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        with self._asked(f"tags of model {version.name!r} version {version.version}"):
+            for key, value in tags.items():
+                self._client.set_model_version_tag(version.name, version.version, key, str(value))
+
+    def promote(self, version: Version, alias: str = CHAMPION) -> None:
+        """Point an alias at a version: the release that bears it is served next."""
+        with self._asked(f"alias {alias!r} of model {version.name!r} at version {version.version}"):
+            self._client.set_registered_model_alias(version.name, alias, version.version)
+
+    @contextmanager
+    def _asked(self, wanted: str) -> Iterator[None]:
+        try:
+            yield
+        except (mlflow.MlflowException, OSError) as error:  # requests' errors are OSErrors
+            found = " ".join(str(error).split())[:300]
+            raise RegistryError(wanted, found, f"look at the MLflow server at {self.uri}") from error
+
+    def _experiment(self, name: str) -> str:
+        if found := self._client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name))
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(self._client.get_experiment_by_name(name).experiment_id)
+
+    def _ensure_model(self, name: str) -> None:
+        try:
+            self._client.create_registered_model(name)
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _model(self, name: str) -> Any:
+        try:
+            return self._client.get_registered_model(name)
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+    def _names(self) -> list[str]:
+        with self._asked("the registered models"):
+            return sorted(model.name for model in self._client.search_registered_models())
+
+    def _versions(self, name: str) -> list[Version]:
+        versions, token = [], None
+        with self._asked(f"the versions of model {name!r}"):
+            while token != "":
+                page = self._client.search_model_versions(f"name = '{_checked(name)}'", page_token=token)
+                versions += [_version(v) for v in page]
+                token = page.token or ""
+        return versions
+
+
+def _reach(uri: str) -> str:
+    uri = uri.rstrip("/")
+    wanted, do = f"an MLflow server at {uri!r}", "start one, or set MLFLOW_TRACKING_URI to the address of one"
+    if not uri.startswith(("http://", "https://")):
+        raise RegistryError(wanted, "no http address", do)
+    try:
+        httpx.get(f"{uri}/health", timeout=4).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise RegistryError(wanted, f"{type(error).__name__}: {error}", do) from error
+    return uri
+
+
+def _checked(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise RegistryError("a model's name of letters, digits and ._-", repr(name), "give it another name")
+    return name
+
+
+def _source(run_id: str) -> str:
+    return f"runs:/{run_id}/{FILES}"
+
+
+def _there(versions: Mapping[str, Version], aliases: Mapping[str, str]) -> str:
+    numbers = ", ".join(sorted(versions, key=int)) or "none"
+    return f"versions {numbers}; aliases {', '.join(f'{a} (version {v})' for a, v in aliases.items()) or 'none'}"
+
+
+def _version(found: Any) -> Version:
+    return Version(
+        name=found.name, version=str(found.version), run_id=found.run_id or "",
+        source=found.source, tags=dict(found.tags),
+    )  # fmt: skip
+
+
+def _kept(into: Path, key: str | None) -> Path | None:
+    """The folder of the model with this key when it stands in `into` and is whole."""
+    if key is None:
+        return None
+    folder = artifacts.place(into, "model", key)
+    try:
+        return folder if artifacts.read(folder, "model").key == key else None
+    except ArtifactError:
+        return None
+
+
+def _keep(folder: Path, into: Path, key: str) -> Path:
+    """Move a checked folder to its place, unless another process was faster."""
+    final = artifacts.place(into, "model", key)
+    if _kept(into, key):
+        return final
+    shutil.rmtree(final, ignore_errors=True)
+    try:
+        return folder.replace(final)
+    except OSError:
+        if _kept(into, key):
+            return final
+        raise

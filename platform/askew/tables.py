@@ -1,0 +1,42 @@
+"""Tables on disk: Parquet parts, written with checksums and streamed in order.
+
+Knows nothing of what the columns mean.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+
+def parts(folder: Path) -> list[Path]:
+    """List a folder's Parquet parts in order."""
+    return sorted(folder.glob("*.parquet"))
+
+
+def batches(paths: Sequence[Path], columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+    """Stream the named columns of Parquet parts, in order, at most `size` rows at a time."""
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=size, columns=list(columns))
+
+
+def column(paths: Sequence[Path], name: str) -> pa.ChunkedArray:
+    """Read one column of all parts, in order."""
+    return pa.chunked_array([c for p in paths for c in pq.read_table(p, columns=[name])[name].chunks])
+
+
+def write(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file with page checksums, its folder made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def pixels(column: pa.Array, size: int) -> NDArray[np.uint8]:
+    """Turn n binary cells of size·size·3 bytes into (n, size, size, 3); a null cell becomes nought."""
+    blank = bytes(size * size * 3)
+    cells = b"".join(cell or blank for cell in column.to_pylist())
+    return np.frombuffer(cells, dtype=np.uint8).reshape(len(column), size, size, 3)

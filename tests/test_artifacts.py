@@ -1,0 +1,96 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from askew import artifacts
+from askew.errors import ArtifactError
+
+SETTINGS = {"size": 3}
+
+
+def make(root: Path, content: bytes = b"content") -> Path:
+    with artifacts.draft(root, "thing", SETTINGS, {}) as draft:
+        (draft.folder / "sub").mkdir()
+        (draft.folder / "sub" / "file").write_bytes(content)
+        draft.counts["rows"] = 1
+    return artifacts.place(root, "thing", artifacts.key("thing", SETTINGS, {}))
+
+
+def test_a_draft_becomes_whole(tmp_path: Path) -> None:
+    manifest = artifacts.read(make(tmp_path), "thing")
+    assert manifest.counts == {"rows": 1}
+    assert manifest.files["sub/file"].bytes == 7
+    assert [p.name for p in tmp_path.iterdir()] == [f"thing-{manifest.key[:12]}"]
+
+
+def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), artifacts.draft(tmp_path, "thing", SETTINGS, {}) as draft:
+        (draft.folder / "file").write_bytes(b"half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    stale = tmp_path / f".{folder.name}.99999"
+    stale.mkdir()
+    make(tmp_path)
+    assert not stale.exists()
+
+
+def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path, bytes(range(64)))
+    path = folder / "sub" / "file"
+    for bit in range(64 * 8):
+        content = bytearray(range(64))
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match="sub/file"):
+            artifacts.read(folder, "thing")
+
+
+@pytest.mark.parametrize("harm", ["truncate", "extend", "remove", "link"])
+def test_an_altered_file_is_refused_by_name(tmp_path: Path, harm: str) -> None:
+    path = make(tmp_path) / "sub" / "file"
+    if harm == "truncate":
+        path.write_bytes(b"conten")
+    elif harm == "extend":
+        path.write_bytes(b"content ")
+    else:
+        path.rename(tmp_path / "elsewhere")
+    if harm == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match="sub/file"):
+        artifacts.read(path.parent.parent, "thing")
+
+
+def test_a_wrong_kind_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="'other'"):
+        artifacts.read(make(tmp_path), "other")
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        artifacts.read(tmp_path / "absent", "thing")
+
+
+def test_a_broken_manifest_is_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    (folder / artifacts.MANIFEST).write_text('{"format": 1}')
+    with pytest.raises(ArtifactError, match="manifest"):
+        artifacts.read(folder, "thing")
+
+
+def test_the_key_follows_settings_and_inputs() -> None:
+    keys = {
+        artifacts.key("a", {"x": 1}, {}), artifacts.key("b", {"x": 1}, {}), artifacts.key("a", {"x": 2}, {}),
+        artifacts.key("a", {"x": 1}, {"i": "1"}),
+    }  # fmt: skip
+    assert len(keys) == 4
+    assert artifacts.key("a", {"x": 1, "y": 2}, {}) == artifacts.key("a", {"y": 2, "x": 1}, {})
+
+
+def test_write_text_replaces_whole(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "file"
+    artifacts.write_text(path, "one")
+    artifacts.write_text(path, "two")
+    assert path.read_text() == "two"
+    assert os.listdir(path.parent) == ["file"]  # noqa: PTH208
