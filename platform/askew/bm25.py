@@ -18,9 +18,9 @@ class BM25:
     """A searchable copy of n texts, numbered 0 … n-1 in the order given."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        words = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-        for step in (tantivy.Filter.remove_long(40), tantivy.Filter.lowercase(), tantivy.Filter.stemmer("english")):
-            words = words.filter(step)
+        words, step = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()), tantivy.Filter
+        for each in (step.remove_long(40), step.lowercase(), step.stemmer("english")):
+            words = words.filter(each)
         self._words = words.build()
         builder = tantivy.SchemaBuilder()
         builder.add_text_field(TEXT, tokenizer_name="en_stem", index_option="freq")

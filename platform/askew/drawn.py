@@ -20,7 +20,7 @@ from askew import photos
 from askew.errors import DataError
 
 ATTRIBUTES = ("kind", "colour", "pattern", "material", "brand")
-OMITTED = {"kind": 0.15, "colour": 0.5, "pattern": 0.6, "material": 0.4, "brand": 0.1}  # share of titles without
+OMITTED = {"kind": 0.15, "colour": 0.65, "pattern": 0.75, "material": 0.4, "brand": 0.1}  # share of titles without
 TITLE_SYNONYMS, QUERY_SYNONYMS = 0.2, 0.1  # chance that a word is replaced by one that means the same
 
 TRAIN_QUERIES, SEGMENT_QUERIES, FULL_SIZE, LEAST_ITEMS = 1500, 200, 6600, 300
@@ -33,8 +33,8 @@ CUTOFF = 10
 
 PATTERN_SHARES = {"plain": 0.3, "striped": 0.2, "dotted": 0.15, "checked": 0.15, "zigzag": 0.1, "two-tone": 0.1}
 BRANDS = (
-    *("Northwind", "Alderby", "Brackenhall", "Calla & Finch", "Dovemoor", "Elmsworth", "Fjordly", "Greyfell"),
-    *("Halden", "Isbury", "Juniper Row", "Kestrelle", "Lowmarsh", "Mirano", "Nettlecombe", "Oakhaven"),
+    *("Northwind", "Alderby", "Brackenhall", "Calla & Finch", "Dovemoor", "Elmsworth", "Fjordly", "Garrowby"),
+    *("Halden", "Isbury", "Juniper Row", "Kestrelle", "Lowmarsh", "Mirano", "Nettlecombe", "Orrinhaven"),
     *("Pellworth", "Quillon", "Rookery Lane", "Solvane"),
 )
 MODELS = (

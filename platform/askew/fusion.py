@@ -16,7 +16,7 @@ class MLPFusion(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.missing = nn.Parameter(torch.zeros(dim))
+        self.missing = nn.Parameter(0.02 * torch.randn(dim))
         last = nn.Linear(2 * dim, dim)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)

@@ -33,8 +33,9 @@ class Run:
 
     def ranking(self, query: int) -> list[str]:
         """The item ids found for a query, best score first, equal scores by item id."""
-        hits = [(-s, self.item_ids[r]) for r, s in zip(self.rows[query], self.scores[query], strict=True) if r >= 0]
-        return [item_id for _, item_id in sorted(hits)]
+        hits = zip(self.rows[query].tolist(), self.scores[query].tolist(), strict=True)
+        ranked = [(-score, self.item_ids[row]) for row, score in hits if row >= 0]
+        return [item_id for _, item_id in sorted(ranked)]
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,7 @@ def relevant_from(qrels: Qrels) -> int:
     return highest
 
 
-def score(
-    qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES, min_relevant: int | None = None
-) -> Scores:
+def score(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES, min_relevant: int | None = None) -> Scores:
     """Measure a run, query by query, in the run's order.
 
     `min_relevant` is the grade from which an item counts for R and RR (None: the highest grade there is);
@@ -97,14 +96,15 @@ def paired_bootstrap(
     fewer than two queries.
     """
     if len(a) != len(b) or len(a) < 2:
-        raise DataError("two rankings of the same two or more queries", f"{len(a)} and {len(b)}", "judge more queries")
-    found = _bootstrap(a - b, resamples, seed)
-    means = found.bootstrap_distribution
+        found = f"{len(a)} and {len(b)} queries"
+        raise DataError("two rankings of the same two or more queries", found, "judge more queries")
+    drawn = _bootstrap(a - b, resamples, seed)
+    means = drawn.bootstrap_distribution
     other = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     return {
         "difference": float((a - b).mean()),
-        "low": float(found.confidence_interval.low),
-        "high": float(found.confidence_interval.high),
+        "low": float(drawn.confidence_interval.low),
+        "high": float(drawn.confidence_interval.high),
         "p": min(1.0, 2 * (int(other) + 1) / (resamples + 1)),
     }
 

@@ -96,8 +96,8 @@ def _weave_plane(
 
 
 def _dotted(u: Plane, v: Plane) -> NDArray[np.bool_]:
-    u = u + np.floor(v) % 2 / 2  # every other row is shifted by half a step
-    return (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.1
+    staggered = u + np.floor(v) % 2 / 2
+    return (staggered % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.1
 
 
 WEAVES: dict[str, Callable[[Plane, Plane], NDArray[np.bool_]]] = {
@@ -273,9 +273,9 @@ def _trousers(vary: Vary) -> Layers:
 
 def _skirt(vary: Vary) -> Layers:
     waist, flare, hem = vary(0.38, 0.48), vary(0.8, 0.98), vary(0.55, 0.75)
-    left = _oval(0, hem, flare, 0.16, 0, 180)
+    seam = _oval(0, hem, flare, 0.16, 0, 180)
     return [
-        (FABRIC, [(-waist, -0.65), (waist, -0.65), *left]),
+        (FABRIC, [(-waist, -0.65), (waist, -0.65), *seam]),
         (DARK, _box(-waist - 0.02, -0.78, waist + 0.02, -0.6)),
     ]
 

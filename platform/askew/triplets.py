@@ -106,14 +106,14 @@ def _items(settings: PrepareSettings, draft: artifacts.Draft) -> list[dict[str, 
     results = datasets.spread(
         units, lambda unit: clean_items(unit, PrepareSettings(**values)), "prepared item parts"
     )
-    draft.counts["items"] = sum(r["items"] for r in results)
-    draft.counts["items_without_image"] = sum(r["without_image"] for r in results)
-    if not draft.counts["items"]:
-        raise DataError(
-            "items with an id and a text", "none that can be used", "see the columns that prepare reads"
-        )
-    bad = [record for r in results for record in r["quarantine"]]
-    return bad + _duplicates(tables.parts(draft.folder / "items"))
+    paths = tables.parts(draft.folder / "items")
+    bad = [record for r in results for record in r["quarantine"]] + _duplicates(paths)
+    has_image = tables.column(paths, "has_image")
+    draft.counts["items"] = len(has_image)
+    draft.counts["items_without_image"] = len(has_image) - (pc.sum(has_image).as_py() or 0)
+    if not len(has_image):
+        raise DataError("items with an id and a text", "none that can be used", "see the columns that prepare reads")
+    return bad
 
 
 def _row_groups(path: Path) -> int:
@@ -128,7 +128,7 @@ def _row_groups(path: Path) -> int:
 
 
 def clean_items(unit: Mapping[str, Any], settings: PrepareSettings) -> dict[str, Any]:
-    """Clean one row group of items into one part: text normalised, photo decoded; bad records set aside."""
+    """Clean one row group of items into one part: text normalised, photo decoded; returns what was set aside."""
     source = Path(unit["source"])
     with pq.ParquetFile(source) as file:
         table = file.read_row_group(unit["group"])
@@ -143,8 +143,7 @@ def clean_items(unit: Mapping[str, Any], settings: PrepareSettings) -> dict[str,
             bad.append(_bad("image", row["item_id"], source.name, row["problem"]))
         row.pop("problem")
     tables.write(Path(unit["part"]), pa.Table.from_pylist(rows, _schema(table.schema)))
-    without = sum(not row["has_image"] for row in rows)
-    return {"items": len(rows), "without_image": without, "quarantine": bad}
+    return {"quarantine": bad}
 
 
 def _schema(source: pa.Schema) -> pa.Schema:
@@ -230,6 +229,7 @@ def _judgments(settings: PrepareSettings, draft: artifacts.Draft) -> list[dict[s
         "image_size": settings.image_size,
         "text_fields": list(settings.text_fields),
         "candidate_splits": _candidates(qrels_table, ids, splits),
+        **_made_up(settings.data),
     }
     return bad
 
@@ -349,6 +349,14 @@ def _contains(sorted_keys: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArra
     at = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
     found: NDArray[np.bool_] = sorted_keys[at] == keys
     return found
+
+
+def _made_up(data: Path) -> dict[str, Any]:
+    """What the demo's own catalogue states of itself; nothing for a shop's data."""
+    try:
+        return {"made_up": True, **artifacts.read(data, "catalogue", verify=False).details}
+    except ArtifactError:
+        return {"made_up": False}
 
 
 def _seal_quarantine(settings: PrepareSettings, draft: artifacts.Draft, bad: list[dict[str, str]]) -> None:
