@@ -1,4 +1,7 @@
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -94,6 +97,18 @@ def test_tokens_pad_cut_and_come_back(tmp_path) -> None:  # type: ignore[no-unty
     again = inputs.Tokens.load(tmp_path / "tokenizer.json")
     assert (again.ids(["blue mug"], 4) == tokens.ids(["blue mug"], 4)).all()
     assert again.digest == tokens.digest == inputs.Tokens.parse(tokens.text).digest
+
+
+def test_a_vocabulary_is_the_same_in_every_process() -> None:
+    script = (
+        "from askew.inputs import Tokens\n"
+        "words = [f'{a}{b} {b}{a}' for a in ('red', 'blue', 'mug', 'cap') for b in ('ish', 'let', 'ware', 'ing')]\n"
+        "print(Tokens.train(words, 60).digest)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script]
+    digests = {subprocess.check_output(command, env=environment, text=True) for _ in range(4)}
+    assert len(digests) == 1
 
 
 def test_a_broken_tokenizer_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]

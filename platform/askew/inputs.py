@@ -67,14 +67,16 @@ class Tokens:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> "Tokens":
-        """Learn a lower-cased WordPiece vocabulary of at most `vocabulary` entries from texts."""
-        tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+        """Learn a lower-cased BPE vocabulary of at most `vocabulary` entries from texts.
+
+        BPE, because the library's WordPiece trainer gives other ids each time, and a run could not resume.
+        """
+        tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocabulary, special_tokens=[PAD, UNKNOWN], show_progress=False
-        )
+        words = (pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Metaspace())
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(words))
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[PAD, UNKNOWN], show_progress=False)
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
 
