@@ -24,10 +24,15 @@ def test_a_draft_becomes_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [f"thing-{manifest.key[:12]}"]
 
 
-def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), artifacts.draft(tmp_path, "thing", SETTINGS, {}) as draft:
+def fail(root: Path) -> None:
+    with artifacts.draft(root, "thing", SETTINGS, {}) as draft:
         (draft.folder / "file").write_bytes(b"half")
         raise RuntimeError
+
+
+def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        fail(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

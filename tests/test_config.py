@@ -73,7 +73,9 @@ def test_a_script_ends_with_its_result_or_one_line(tmp_path: Path) -> None:
     path = written(tmp_path, "n: 1\n")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False
+        )
 
     good = run(str(path), "n=2")
     assert good.returncode == 0

@@ -17,7 +17,8 @@ WORLD, SHARE, DIM = 2, 3, 4
 
 def sides() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(WORLD * SHARE, DIM, generator=generator), torch.randn(WORLD * SHARE, DIM, generator=generator)
+    queries, items = torch.randn(2, WORLD * SHARE, DIM, generator=generator)
+    return queries, items
 
 
 def loss_of_share(queries: Tensor, items: Tensor) -> Tensor:

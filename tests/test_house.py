@@ -17,7 +17,9 @@ def test_platform_is_no_package() -> None:
 
 def test_one_vendor_one_file() -> None:
     for vendor, home in {"faiss": "segments.py", "mlflow": "registry.py"}.items():
-        users = {p.name for p in SOURCES if re.search(rf"^\s*(import|from) {vendor}\b", p.read_text(), re.MULTILINE)}
+        users = {
+            p.name for p in SOURCES if re.search(rf"^\s*(import|from) {vendor}\b", p.read_text(), re.MULTILINE)
+        }
         assert users == {home}
 
 

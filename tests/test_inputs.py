@@ -60,7 +60,12 @@ def test_scaled_decoding_stays_true_to_the_full_decode() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"<html>not found</html>", encoded(Image.effect_noise((64, 64), 50), "JPEG")[:600], b"%!PS-Adobe-3.0 EPSF"],
+    [
+        b"",
+        b"<html>not found</html>",
+        encoded(Image.effect_noise((64, 64), 50), "JPEG")[:600],
+        b"%!PS-Adobe-3.0 EPSF",
+    ],
     ids=["empty", "html", "truncated", "postscript"],
 )
 def test_what_is_no_photo_is_refused(data: bytes) -> None:
@@ -89,10 +94,13 @@ def test_clean_is_settled_after_once(text: str) -> None:
 
 def test_tokens_pad_cut_and_come_back(tmp_path) -> None:  # type: ignore[no-untyped-def]
     tokens = inputs.Tokens.train(["red striped mug", "blue mug", "red cushion"], 200)
+    alone = tokens.ids(["red mug"], 4)
     ids = tokens.ids(["Red mug", "", "red red red red red"], 4)
     assert ids.shape == (3, 4)
     assert (ids[1] == 0).all()
-    assert (ids[0] == tokens.ids(["red mug"], 4)[0].tolist() + [0] * (4 - tokens.ids(["red mug"], 4).shape[1])).all()
+    assert (
+        ids[0] == tokens.ids(["red mug"], 4)[0].tolist() + [0] * (4 - tokens.ids(["red mug"], 4).shape[1])
+    ).all()
     tokens.save(tmp_path / "tokenizer.json")
     again = inputs.Tokens.load(tmp_path / "tokenizer.json")
     assert (again.ids(["blue mug"], 4) == tokens.ids(["blue mug"], 4)).all()

@@ -13,9 +13,7 @@ def test_info_nce_is_the_formula_written_out() -> None:
     loss = info_nce(queries, items, torch.tensor([0, 1, 2]), torch.tensor(10.0), masked)
     q, i = queries.numpy().astype(float), items.numpy().astype(float)
     by_hand = [
-        -np.log(
-            np.exp(10 * q[b] @ i[b]) / sum(np.exp(10 * q[b] @ i[n]) for n in range(6) if not masked[b, n])
-        )
+        -np.log(np.exp(10 * q[b] @ i[b]) / sum(np.exp(10 * q[b] @ i[n]) for n in range(6) if not masked[b, n]))
         for b in range(3)
     ]
     assert np.isclose(loss.item(), np.mean(by_hand), atol=1e-5)

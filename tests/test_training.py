@@ -44,7 +44,7 @@ def test_a_wrong_setting_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> No
 
 
 def test_no_mlflow_is_said_before_anything_is_trained(triplets_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match="127.0.0.1:9"):
+    with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9"):
         train(settings(triplets_folder, tmp_path))
     assert list(tmp_path.iterdir()) == []
 

@@ -14,7 +14,9 @@ from askew.triplets import PrepareSettings, negatives, prepare
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def shop(folder: Path, items: list[dict[str, Any]], qrels: str, queries: list[dict[str, Any]] | None = None) -> Path:
+def shop(
+    folder: Path, items: list[dict[str, Any]], qrels: str, queries: list[dict[str, Any]] | None = None
+) -> Path:
     """Write a catalogue of one training split and an evaluation split without judgments."""
     (folder / "items" / "train").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(items), folder / "items" / "train" / "part-0.parquet")
@@ -45,7 +47,11 @@ def quarantine(folder: Path) -> list[dict[str, str]]:
 def test_pairs_are_positives_with_a_negative_of_their_own_query(tmp_path: Path) -> None:
     folder, manifest = made(shop(tmp_path / "shop", ITEMS, QRELS), tmp_path)
     pairs = pq.read_table(folder / "pairs").to_pylist()
-    assert [(p["query_id"], p["item_id"], p["grade"]) for p in pairs] == [("q1", "i0", 3), ("q1", "i1", 3), ("q2", "i3", 3)]
+    assert [(p["query_id"], p["item_id"], p["grade"]) for p in pairs] == [
+        ("q1", "i0", 3),
+        ("q1", "i1", 3),
+        ("q2", "i3", 3),
+    ]
     assert [p["negative_id"] for p in pairs[:2]] == ["i2", "i2"]  # judged worse for q1
     assert pairs[2]["negative_id"] != "i3"  # none judged worse: any other
     assert manifest.counts["items_without_image"] == 6
@@ -65,7 +71,9 @@ def test_the_drawn_catalogue_goes_through_whole(triplets_folder: Path, drawn_fol
     assert manifest.details["made_up"]
     assert 0 < manifest.details["text_ceiling"]["val"] < 1
     source = pq.read_table(drawn_folder / "items" / "val").to_pylist()[0]
-    row = next(r for r in pq.read_table(triplets_folder / "items").to_pylist() if r["item_id"] == source["item_id"])
+    row = next(
+        r for r in pq.read_table(triplets_folder / "items").to_pylist() if r["item_id"] == source["item_id"]
+    )
     assert row["split"] == "val"
     assert row["fields"]["colour"] == source["colour"]
     assert row["pixels"] == inputs.pixels(source["image"], 32).tobytes()

@@ -100,6 +100,7 @@ def _fit(
     settings: TrainSettings, triplets: artifacts.Manifest, registry: Registry, folder: Path
 ) -> artifacts.Manifest:
     datasets.connect()
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice
     tokens = Tokens.train(_texts(settings), settings.towers.vocabulary)
     runs = settings.root / "runs"
     run_id = _run(registry, settings, triplets, runs / folder.name)
@@ -175,7 +176,8 @@ def work(config: dict[str, Any]) -> None:
     triplets = Triplets(_layout(settings, tokens))
     torch.manual_seed(settings.seed)
     device = ray.train.torch.get_device()
-    towers = TwoTower(settings.towers, tokens.size).to(device, memory_format=torch.channels_last)
+    towers = TwoTower(settings.towers, tokens.size).to(device)
+    towers.to(memory_format=torch.channels_last)  # as convolutions like it best
     optimizer = torch.optim.AdamW(towers.parameters(), weight_decay=settings.weight_decay, fused=True)
     first = _resume(towers, optimizer)
     model = ray.train.torch.prepare_model(towers, move_to_device=False)

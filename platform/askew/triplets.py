@@ -112,7 +112,9 @@ def _items(settings: PrepareSettings, draft: artifacts.Draft) -> list[dict[str, 
     draft.counts["items"] = len(has_image)
     draft.counts["items_without_image"] = len(has_image) - (pc.sum(has_image).as_py() or 0)
     if not len(has_image):
-        raise DataError("items with an id and a text", "none that can be used", "see the columns that prepare reads")
+        raise DataError(
+            "items with an id and a text", "none that can be used", "see the columns that prepare reads"
+        )
     return bad
 
 
