@@ -18,7 +18,7 @@ from askew.errors import AskewError, ConfigError
 class Settings(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 S = TypeVar("S", bound="Settings")

@@ -28,15 +28,25 @@ def nodes() -> int:
     return sum(1 for node in ray.nodes() if node["Alive"])
 
 
-def spread(units: Sequence[Unit], work: Callable[[Unit], Unit], doing: str) -> list[Unit]:
-    """Do `work` on every unit by Ray Data, one task each; returns its small results, printing progress.
+def spread(
+    units: Sequence[Unit],
+    work: Callable[[Unit], Unit] | type,
+    doing: str,
+    arguments: Sequence[Any] = (),
+    num_actors: int | None = None,
+) -> list[Unit]:
+    """Do `work` on every unit by Ray Data, one task each; returns its small results in order, printing progress.
 
-    The results come in the order of the units.
+    `work` is a function, or a class whose instances, made with `arguments` in `num_actors` actors, are called.
     """
     connect()
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    rows = ray.data.from_items(list(units), override_num_blocks=len(units)).map(work, num_cpus=1)
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    rows = ray.data.from_items(list(units), override_num_blocks=len(units))
+    if isinstance(work, type):
+        pool = ray.data.ActorPoolStrategy(size=min(num_actors or 1, len(units)))
+        rows = rows.map(work, fn_constructor_args=tuple(arguments), compute=pool, num_cpus=1)
+    else:
+        rows = rows.map(work, num_cpus=1)
     done, results = Progress(doing, len(units)), []
     for row in rows.iter_rows():
         results.append(dict(row))

@@ -24,6 +24,23 @@ def batches(paths: Sequence[Path], columns: Sequence[str], size: int) -> Iterato
             yield from file.iter_batches(batch_size=size, columns=list(columns))
 
 
+def rows(
+    paths: Sequence[Path], columns: Sequence[str], size: int, start: int, stop: int
+) -> Iterator[pa.RecordBatch]:
+    """Stream the rows from `start` to `stop` of Parquet parts counted through in order."""
+    at = 0
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            if start < at + file.metadata.num_rows and at < stop:
+                for batch in file.iter_batches(batch_size=size, columns=list(columns)):
+                    first, last = max(start - at, 0), min(stop - at, batch.num_rows)
+                    if first < last:
+                        yield batch.slice(first, last - first)
+                    at += batch.num_rows
+            else:
+                at += file.metadata.num_rows
+
+
 def column(paths: Sequence[Path], name: str) -> pa.ChunkedArray:
     """Read one column of all parts, in order."""
     return pa.chunked_array([c for p in paths for c in pq.read_table(p, columns=[name])[name].chunks])
