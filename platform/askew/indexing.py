@@ -37,7 +37,7 @@ def index(settings: IndexSettings) -> dict[str, Any]:
     """Build the index of a model version, and note its place on the version."""
     registry = Registry(settings.tracking_uri)
     version = registry.resolve(settings.model, settings.version)
-    model = registry.download(version, settings.root / "downloads")
+    model = registry.download(version, settings.root)
     triplets = artifacts.read(settings.triplets, "triplets")
     content = {"num_segments": settings.num_segments}
     inputs = {"model": artifacts.read(model, "model").key, "triplets": triplets.key}
