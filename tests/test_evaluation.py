@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from askew import artifacts, evaluation, tables
+from askew import artifacts, evaluation, segments, tables
 from askew.errors import ArtifactError, DataError
-from askew.evaluation import Candidates, EvaluateSettings, Top, evaluate
+from askew.evaluation import Candidates, EvaluateSettings, Top, evaluate, index_recall
 from askew.registry import Version
 
 THINGS, COLOURS = ["mug", "plate", "lamp"], ["red", "green", "blue"]
@@ -113,6 +114,21 @@ def make_triplets(
     return next(root.glob("triplets-*"))
 
 
+def make_index(root: Path, model: Path, triplets: Path, kind: str = "fused") -> Path:
+    """An index of all items of the triplets in two segments."""
+    inputs = {"model": artifacts.read(model, "model").key, "triplets": artifacts.read(triplets, "triplets").key}
+    with artifacts.draft(root, "index", {"kind": kind}, inputs) as draft:
+        names = []
+        for part in tables.parts(triplets / "items"):
+            table = pq.read_table(part).combine_chunks()
+            pixels = tables.pixels(table["pixels"].combine_chunks(), SIZE)
+            vectors = MadeUp().items(table["text"].to_pylist(), pixels, table["has_image"].to_numpy())
+            segments.write(draft.folder / part.stem, vectors[kind], table.select(["item_id", "title"]))
+            names.append({"name": part.stem, "items": len(table)})
+        draft.details |= {"dim": MadeUp.dim, "segments": names}
+    return artifacts.place(root, "index", artifacts.key("index", {"kind": kind}, inputs))
+
+
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[EvaluateSettings, Ledger]:
     """Settings over made-up artifacts, and the ledger that stands in for MLflow."""
@@ -139,20 +155,22 @@ def test_the_numbers_are_those_worked_out_by_hand(shop: tuple[EvaluateSettings, 
     first, second, third = 1.0, 1 / np.log2(3), 1 / 2
     ideal = 3 * first + second + third
     by_text = [first + second + 3 * third, 3 * first + second + third, first + 3 * second + third]
-    assert result["metrics"]["fused"] == pytest.approx({"nDCG@10": 1, "R@10": 1, "R@100": 1, "RR": 1})
+    # Only "green plate" is hindered: two other green things stand between its plate and the other plates by id.
+    fused = np.mean([1, 1, (3 * first + 1 / np.log2(5) + 1 / np.log2(6)) / ideal])
+    assert result["metrics"]["fused"] == pytest.approx({"nDCG@10": fused, "R@10": 1, "R@100": 1, "RR": 1})
     for words in ("text", "bm25"):
         means = result["metrics"][words]
         assert means["nDCG@10"] == pytest.approx(np.mean(by_text) / ideal)
         assert means["RR"] == pytest.approx(np.mean([1 / 3, 1, 1 / 2]))
     # The photo knows the colour alone: of the three of a colour, lamp stands before mug before plate by id.
     assert result["metrics"]["image"]["RR"] == pytest.approx(np.mean([1, 1, 1 / 3]))
-    assert result["comparisons"]["fused vs text"]["difference"] == pytest.approx(1 - np.mean(by_text) / ideal)
+    assert result["comparisons"]["fused vs text"]["difference"] == pytest.approx(fused - np.mean(by_text) / ideal)
     assert result["segments"]["mug"]["queries"] == 1
     assert result["segments"]["mug"]["metrics"]["text"]["nDCG@10"] == pytest.approx(by_text[0] / ideal)
     low, high = result["intervals"]["text"]["nDCG@10"]
     assert low <= result["metrics"]["text"]["nDCG@10"] <= high
     assert result["text_ceiling"] == 0.7
-    assert result["index"]["recall@10"] == 1
+    assert result["index"] == {"items": 18, "recall@10": 1}
 
 
 def test_the_numbers_are_put_on_the_version_once(shop: tuple[EvaluateSettings, Ledger]) -> None:
@@ -160,9 +178,9 @@ def test_the_numbers_are_put_on_the_version_once(shop: tuple[EvaluateSettings, L
     result = evaluate(settings)
     assert result["rows"] == 3
     assert not result["skipped"]
-    assert ledger.metrics["eval/fused/nDCG_at_10"] == 1
+    assert ledger.metrics["eval/fused/nDCG_at_10"] == result["metrics"]["fused"]["nDCG@10"]
     assert len(ledger.metrics) == 16
-    assert ledger.tags["askew.metrics.fused_ndcg_at_10"] == "1.0000"
+    assert ledger.tags["askew.metrics.fused_ndcg_at_10"] == f"{result['metrics']['fused']['nDCG@10']:.4f}"
     assert ledger.tags["askew.evaluation_key"] == result["key"]
     [(to, logged)] = ledger.files
     assert to == "evaluation"
@@ -231,3 +249,22 @@ def test_top_by_batches_is_the_top_of_a_full_sort(size: int) -> None:
     expected = [sorted(range(50), key=lambda row: (-s[row], row))[:12] for s in scores]
     assert top.rows.tolist() == expected
     np.testing.assert_array_equal(top.scores, np.take_along_axis(scores, top.rows, axis=1))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 3.0])
+def test_the_index_is_held_against_the_exact_ranking_of_the_candidates(tmp_path: Path, noise: float) -> None:
+    random = np.random.default_rng(0)
+    ids = [f"item-{i}" for i in random.permutation(3000)]
+    true = random.normal(size=(3000, 8)).astype(np.float32)
+    kept = true + noise * random.normal(size=true.shape).astype(np.float32)
+    queries = random.normal(size=(70, 8)).astype(np.float32)
+    candidates = random.permutation(3000)[:300]
+    with artifacts.draft(tmp_path, "index", {}, {}) as draft:
+        draft.details["dim"] = 8
+        for name, part in (("a", slice(0, 1000)), ("b", slice(1000, 3000))):
+            segments.write(draft.folder / name, kept[part], pa.table({"item_id": ids[part]}))
+    shard = segments.Shard(next(tmp_path.glob("index-*")), ["a", "b"])
+    exact, given = (np.argsort(-queries @ v[candidates].T)[:, :10] for v in (true, kept))
+    expected = np.mean([len(set(e) & set(g)) / 10 for e, g in zip(exact.tolist(), given.tolist(), strict=True)])
+    assert (expected == 1) == (noise == 0)
+    assert index_recall(shard, queries, [ids[i] for i in candidates], exact) == pytest.approx(expected)

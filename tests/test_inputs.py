@@ -98,9 +98,7 @@ def test_tokens_pad_cut_and_come_back(tmp_path) -> None:  # type: ignore[no-unty
     ids = tokens.ids(["Red mug", "", "red red red red red"], 4)
     assert ids.shape == (3, 4)
     assert (ids[1] == 0).all()
-    assert (
-        ids[0] == tokens.ids(["red mug"], 4)[0].tolist() + [0] * (4 - tokens.ids(["red mug"], 4).shape[1])
-    ).all()
+    assert ids[0].tolist() == alone[0].tolist() + [0] * (4 - alone.shape[1])
     tokens.save(tmp_path / "tokenizer.json")
     again = inputs.Tokens.load(tmp_path / "tokenizer.json")
     assert (again.ids(["blue mug"], 4) == tokens.ids(["blue mug"], 4)).all()
@@ -110,7 +108,7 @@ def test_tokens_pad_cut_and_come_back(tmp_path) -> None:  # type: ignore[no-unty
 def test_a_vocabulary_is_the_same_in_every_process() -> None:
     script = (
         "from askew.inputs import Tokens\n"
-        "words = [f'{a}{b} {b}{a}' for a in ('red', 'blue', 'mug', 'cap') for b in ('ish', 'let', 'ware', 'ing')]\n"
+        "words = [f'{a}{b} {b}{a}' for a in ('red', 'blue', 'mug') for b in ('ish', 'let', 'ware', 'ing')]\n"
         "print(Tokens.train(words, 60).digest)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
