@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from askew.gather import gathered, gathered_rows, rank
+from askew.gather import gathered, gathered_rows, mean, rank
 from askew.losses import info_nce
 
 WORLD, SHARE, DIM = 2, 3, 4
@@ -35,7 +35,7 @@ def share(number: int, port: int, out: str) -> None:
     loss = loss_of_share(queries, items)
     loss.backward()
     rows = gathered_rows(torch.arange(2) + 10 * number)
-    torch.save({"loss": loss.detach(), "q": queries.grad, "i": items.grad, "rows": rows}, f"{out}/{number}.pt")
+    torch.save({"loss": loss.detach(), "q": queries.grad, "i": items.grad, "rows": rows, "mean": mean(number)}, f"{out}/{number}.pt")
     dist.destroy_process_group()
 
 
@@ -53,9 +53,11 @@ def test_two_workers_are_one_of_twice_the_batch(tmp_path: Path) -> None:
     for name, side in (("q", queries), ("i", items)):  # DDP then divides by the number of workers
         assert torch.allclose(torch.cat([p[name] for p in parts]) / WORLD, side.grad)  # type: ignore[arg-type]
     assert parts[0]["rows"].tolist() == [0, 1, 10, 11]
+    assert [p["mean"] for p in parts] == [0.5, 0.5]
 
 
 def test_one_worker_needs_no_group() -> None:
     vectors = torch.randn(2, 3)
     assert gathered(vectors) is vectors
     assert gathered_rows(torch.arange(2)).tolist() == [0, 1]
+    assert mean(3.0) == 3.0

@@ -225,7 +225,7 @@ def index_recall(shard: Shard, queries: Vectors, item_ids: Sequence[str], exact:
     shares = []
     for start in range(0, len(queries), QUERIES_A_SEARCH):
         hits = rows[shard.search(queries[start : start + QUERIES_A_SEARCH], depth).rows]
-        given = (hits >= 0) & (np.cumsum(hits >= 0, axis=1) <= n)
+        given = np.cumsum(hits >= 0, axis=1) <= n
         both = zip(exact[start : start + QUERIES_A_SEARCH], hits, given, strict=True)
         shares += [np.isin(wanted, found[first]).mean() for wanted, found, first in both]
     return float(np.mean(shares))

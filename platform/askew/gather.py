@@ -53,3 +53,12 @@ def gathered_rows(local_B: Tensor) -> Tensor:
     parts = [torch.empty_like(local_B) for _ in range(world())]
     dist.all_gather(parts, local_B)
     return torch.cat(parts)
+
+
+def mean(value: float) -> float:
+    """Average a number over all workers."""
+    if world() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(total)
+    return float(total) / world()

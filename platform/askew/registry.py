@@ -5,6 +5,7 @@ tracking server, so a client needs its address and nothing else. Which version i
 and moving it is promotion. Knows nothing of what a model is, beyond its manifest.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ ENVIRONMENT = {  # MLflow's client reads these at each request; by its own defau
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -89,7 +91,8 @@ class Registry:
         self.log_files(run_id, folder, FILES)
         with self._asked(f"a version of model {name!r}"):
             self._ensure_model(_checked(name))
-            return _version(self._client.create_model_version(name, _source(run_id), run_id, tags))
+            made = self._client.create_model_version(name, _source(run_id), run_id, tags, await_creation_for=0)
+            return _version(made)
 
     def find(self, name: str, tags: Mapping[str, str]) -> Version | None:
         """Find the newest version that has all these tags; None when there is none."""
@@ -190,6 +193,7 @@ class Registry:
 
 
 def _reach(uri: str) -> str:
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each probe is noise in a job's log
     uri = uri.rstrip("/")
     wanted, do = f"an MLflow server at {uri!r}", "start one, or set MLFLOW_TRACKING_URI to the address of one"
     if not uri.startswith(("http://", "https://")):

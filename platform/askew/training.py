@@ -30,7 +30,7 @@ from askew import artifacts, datasets
 from askew.batches import Triplets, lay_out
 from askew.config import Settings
 from askew.errors import ArtifactError, ConfigError, RegistryError
-from askew.gather import gathered, gathered_rows, rank, world
+from askew.gather import gathered, gathered_rows, mean, rank, world
 from askew.inputs import Tokens
 from askew.losses import info_nce
 from askew.models import WEIGHTS, Model
@@ -186,7 +186,7 @@ def work(config: dict[str, Any]) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate(step, settings)
         loss, negatives = loss_of(model, triplets, step, settings, device)
-        if not math.isfinite(value := loss.item()):
+        if not math.isfinite(value := mean(loss.item())):
             raise ArithmeticError(f"the loss is {value} at step {step}; lower learning_rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
