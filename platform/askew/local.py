@@ -1,0 +1,346 @@
+"""What the demo and the flow test start on this machine: a Ray head node and an MLflow server.
+
+Everything listens on 127.0.0.1. Every process carries the stack's id in its environment, which children
+inherit, so that `stop` ends exactly what was started: never another Ray on the machine, as `ray stop` would.
+Knows nothing of the stages whose jobs it submits.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+from pydantic import Field
+
+from askew import artifacts
+from askew.config import RESULT, Settings
+from askew.errors import MachineError, StageError
+
+INSTANCE = "ASKEW_INSTANCE"
+HOST = "127.0.0.1"
+BIN = Path(sys.executable).parent
+OBJECT_STORE_BYTES = 1 << 30
+
+
+class Ports(Settings):
+    """Where the parts listen, all on 127.0.0.1."""
+
+    http: int = Field(default=8000, ge=1, le=65535)
+    mlflow: int = Field(default=5001, ge=1, le=65535)
+    dashboard: int = Field(default=8266, ge=1, le=65535)
+    gcs: int = Field(default=6390, ge=1, le=65535)
+
+
+PURPOSES = {"http": "the search endpoint", "mlflow": "MLflow", "dashboard": "the Ray dashboard", "gcs": "Ray"}
+
+
+class Stack(Settings):
+    """A started stack; `local.json` in its home folder holds it."""
+
+    instance: str
+    home: Path
+    ports: Ports
+
+    @property
+    def endpoint(self) -> str:
+        """Address of the search endpoint."""
+        return f"http://{HOST}:{self.ports.http}"
+
+    @property
+    def mlflow(self) -> str:
+        """Address of the MLflow server and its UI."""
+        return f"http://{HOST}:{self.ports.mlflow}"
+
+    @property
+    def dashboard(self) -> str:
+        """Address of the Ray dashboard and its jobs API."""
+        return f"http://{HOST}:{self.ports.dashboard}"
+
+    @property
+    def temporary(self) -> Path:
+        """Ray's folder, short because a path to a Unix socket may have 107 bytes at most."""
+        return Path(tempfile.gettempdir()) / f"askew-{self.instance}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every process of the stack finds in its environment."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+        return kept | {
+            INSTANCE: self.instance,
+            "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+            "MLFLOW_TRACKING_URI": self.mlflow,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "DO_NOT_TRACK": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+
+# --- start and stop ------------------------------------------------------------------------------
+
+
+def start(home: Path, ports: Ports, num_cpus: int | None = None) -> Stack:
+    """Start Ray and MLflow, or find those of `home` running. Raises MachineError when a port is taken.
+
+    `num_cpus` is Ray's count of logical processors; by default at least 4, so that on two cores two
+    training workers, Ray Data and the endpoint find a place side by side.
+    """
+    home = home.resolve()
+    if (running := find(home)) and running.ports == ports and _healthy(running):
+        return running
+    stop(home)
+    for name, port in ports.model_dump().items():
+        _check_free(port, PURPOSES[name], name)
+    stack = Stack(instance=secrets.token_hex(4), home=home, ports=ports)
+    artifacts.write_text(home / "local.json", stack.model_dump_json(indent=1))
+    (home / "logs").mkdir(exist_ok=True)
+    try:
+        _start_mlflow(stack)
+        _start_ray(stack, num_cpus or max(4, os.cpu_count() or 1))
+        _await_health(stack)
+    except BaseException:
+        stop(home)
+        raise
+    return stack
+
+
+def find(home: Path) -> Stack | None:
+    """Read which stack was started in `home`, if any."""
+    try:
+        return Stack.model_validate_json((home / "local.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def stop(home: Path) -> int:
+    """End the stack of `home` and remove Ray's temporary folder; returns how many processes were ended."""
+    stack = find(home.resolve())
+    if stack is None:
+        return 0
+    ended: set[int] = set()
+    for sign, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        while processes := members(stack.instance):
+            ended |= {p.pid for p in processes}
+            for process in processes:
+                with_grace(process, sign)
+            _, alive = psutil.wait_procs(processes, timeout=patience_s)
+            if alive:
+                break
+    shutil.rmtree(stack.temporary, ignore_errors=True)
+    (home.resolve() / "local.json").unlink(missing_ok=True)
+    return len(ended)
+
+
+def with_grace(process: psutil.Process, sign: signal.Signals) -> None:
+    """Send a signal to a process that may be gone already."""
+    try:
+        process.send_signal(sign)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def members(instance: str) -> list[psutil.Process]:
+    """List the living processes that carry a stack's id, other than this one."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(INSTANCE) == instance and process.pid != os.getpid():
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def _start_mlflow(stack: Stack) -> None:
+    folder = stack.home / "mlflow"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    command = [
+        str(BIN / "mlflow"), "server", "--host", HOST, "--port", str(stack.ports.mlflow), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination", str(folder / "artifacts"),
+    ]  # fmt: skip
+    with (stack.home / "logs" / "mlflow.log").open("ab") as log:
+        subprocess.Popen(command, env=stack.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                         start_new_session=True, cwd=folder)  # fmt: skip
+
+
+def _start_ray(stack: Stack, num_cpus: int) -> None:
+    spare = dict(zip(("dashboard-agent-listen-port", "ray-client-server-port", "metrics-export-port",
+                      "dashboard-agent-grpc-port", "runtime-env-agent-port"), free_ports(5), strict=True))  # fmt: skip
+    options = {
+        "port": stack.ports.gcs, "node-ip-address": HOST, "dashboard-host": HOST,
+        "dashboard-port": stack.ports.dashboard, "include-dashboard": "true", "temp-dir": stack.temporary,
+        "num-cpus": num_cpus, "object-store-memory": OBJECT_STORE_BYTES, "min-worker-port": 0, "max-worker-port": 0,
+        **spare,
+    }  # fmt: skip
+    command = [str(BIN / "ray"), "start", "--head", "--disable-usage-stats", *(f"--{k}={v}" for k, v in options.items())]
+    log = stack.home / "logs" / "ray.log"
+    with log.open("ab") as stream:
+        done = subprocess.run(command, env=stack.environment, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL,
+                              timeout=180, check=False)  # fmt: skip
+    if done.returncode:
+        raise MachineError("Ray to start", f"exit code {done.returncode}", f"read {log}")
+
+
+def _await_health(stack: Stack, patience_s: float = 120) -> None:
+    deadline = time.monotonic() + patience_s
+    while not _healthy(stack):
+        if time.monotonic() > deadline:
+            raise MachineError("Ray and MLflow to answer", f"none after {patience_s:.0f} s", f"read {stack.home}/logs")
+        time.sleep(0.5)
+
+
+def _healthy(stack: Stack) -> bool:
+    try:
+        for url in (f"{stack.mlflow}/health", f"{stack.dashboard}/api/version", f"{stack.dashboard}/api/jobs/"):
+            httpx.get(url, timeout=5).raise_for_status()
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for probe in sockets:
+            probe.bind((HOST, 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
+    finally:
+        for probe in sockets:
+            probe.close()
+
+
+def _check_free(port: int, purpose: str, name: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            do = f"stop it, or choose another: make demo {name.upper()}_PORT={free_ports(1)[0]}"
+            raise MachineError(f"port {port} free for {purpose}", _owner(port), do) from error
+
+
+def _owner(port: int) -> str:
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                if connection.pid:
+                    return f"process {connection.pid} ({psutil.Process(connection.pid).name()}) listening on it"
+    except psutil.Error:
+        pass
+    return "another process listening on it"
+
+
+# --- jobs and the endpoint -----------------------------------------------------------------------
+
+
+def submit(
+    stack: Stack,
+    name: str,
+    key: str,
+    command: Sequence[str],
+    root: Path,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Run a stage as a Ray job by `ray job submit` from the folder `root`, and return its result.
+
+    A job of the same name and key that an earlier, killed driver left running is followed, not started
+    twice; its other jobs are stopped. Raises StageError with the job's last words when it fails.
+    """
+    prefix = f"{name}-{key[:12]}-"
+    jobs = _jobs(stack)
+    alive = [j["submission_id"] for j in jobs if j["status"] in ("PENDING", "RUNNING") and j["submission_id"]]
+    same = [job for job in alive if job.startswith(prefix)]
+    for job in set(alive) - set(same[:1]):
+        httpx.post(f"{stack.dashboard}/api/jobs/{job}/stop", timeout=30)
+    if same:
+        job, ray = same[0], ["job", "logs", "--follow", same[0]]
+    else:
+        job = prefix + str(sum(str(j["submission_id"]).startswith(prefix) for j in jobs))
+        ray = ["job", "submit", "--submission-id", job, "--runtime-env", "jobs/runtime_env.yaml", "--", *command]
+    ray[2:2] = ["--address", stack.dashboard]
+    log = stack.home / "logs" / f"{name}.log"
+    lines = list(_run([str(BIN / "ray"), *ray], stack.environment, root, log, on_line))
+    return _outcome(stack, name, job, lines, log)
+
+
+def _jobs(stack: Stack) -> list[dict[str, Any]]:
+    answer = httpx.get(f"{stack.dashboard}/api/jobs/", timeout=30)
+    answer.raise_for_status()
+    return list(answer.json())
+
+
+def _run(
+    command: Sequence[str], environment: Mapping[str, str], root: Path, log: Path, on_line: Callable[[str], None]
+) -> Iterable[str]:
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True,
+                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, errors="replace")  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            stream.write(line)
+            stream.flush()
+            on_line(line.rstrip("\n"))
+            yield line.rstrip("\n")
+        process.wait()
+
+
+def _outcome(stack: Stack, name: str, job: str, lines: Sequence[str], log: Path) -> dict[str, Any]:
+    for _ in range(20):
+        status = httpx.get(f"{stack.dashboard}/api/jobs/{job}", timeout=30).json().get("status", "unknown")
+        if status not in ("PENDING", "RUNNING"):
+            break
+        time.sleep(0.5)
+    results = [line for line in lines if line.startswith(RESULT)]
+    if status == "SUCCEEDED" and results:
+        return dict(json.loads(results[-1].removeprefix(RESULT)))
+    errors = [line for line in lines if "askew: error: " in line] or [line for line in lines if "Error" in line]
+    found = f"{status}: {errors[-1].split('askew: error: ')[-1] if errors else 'no result'}"
+    raise StageError(f"stage {name!r} to succeed", found, f"read {log}")
+
+
+def deploy(stack: Stack, config: Path, mark: str, patience_s: float = 240) -> None:
+    """Deploy a Serve config by `serve deploy`, on this stack's port, and wait until it runs.
+
+    Serve does nothing for a config that it has already; another `mark` makes it build the application anew.
+    Raises StageError with the application's message when it fails or takes longer than `patience_s`.
+    """
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    values["http_options"] = {**values.get("http_options", {}), "host": HOST, "port": stack.ports.http}
+    for application in values["applications"]:
+        application["args"]["mark"] = mark
+    path, log = stack.home / "serve.yaml", stack.home / "logs" / "deploy.log"
+    artifacts.write_text(path, yaml.safe_dump(values, sort_keys=False))
+    command = [str(BIN / "serve"), "deploy", "--address", stack.dashboard, str(path)]
+    lines = list(_run(command, stack.environment, stack.home, log, lambda line: None))
+    deadline = time.monotonic() + patience_s
+    while (found := _applications(stack)) != {"RUNNING"}:
+        if time.monotonic() > deadline or any("DEPLOY_FAILED" in f or "UNHEALTHY" in f for f in found):
+            raise StageError("the endpoint to run", "; ".join(found) or " ".join(lines[-3:]), f"read {log}")
+        time.sleep(1)
+
+
+def _applications(stack: Stack) -> set[str]:
+    answer = httpx.get(f"{stack.dashboard}/api/serve/applications/", timeout=30).json()
+    found = set()
+    for application in answer.get("applications", {}).values():
+        ok = application["status"] in ("RUNNING", "DEPLOYING", "NOT_STARTED")
+        found.add(application["status"] if ok else f"{application['status']}: {application.get('message', '')[-600:]}")
+    return found
