@@ -35,7 +35,10 @@ def share(number: int, port: int, out: str) -> None:
     loss = loss_of_share(queries, items)
     loss.backward()
     rows = gathered_rows(torch.arange(2) + 10 * number)
-    torch.save({"loss": loss.detach(), "q": queries.grad, "i": items.grad, "rows": rows, "mean": mean(number)}, f"{out}/{number}.pt")
+    torch.save(
+        {"loss": loss.detach(), "q": queries.grad, "i": items.grad, "rows": rows, "mean": mean(number)},
+        f"{out}/{number}.pt",
+    )
     dist.destroy_process_group()
 
 

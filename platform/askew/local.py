@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +150,8 @@ def stop(home: Path) -> int:
 
 def with_grace(process: psutil.Process, sign: signal.Signals) -> None:
     """Send a signal to a process that may be gone already."""
-    try:
+    with suppress(psutil.NoSuchProcess):
         process.send_signal(sign)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def members(instance: str) -> list[psutil.Process]:
@@ -176,24 +175,25 @@ def _start_mlflow(stack: Stack) -> None:
         "--artifacts-destination", str(folder / "artifacts"),
     ]  # fmt: skip
     with (stack.home / "logs" / "mlflow.log").open("ab") as log:
-        subprocess.Popen(command, env=stack.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                         start_new_session=True, cwd=folder)  # fmt: skip
+        quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        subprocess.Popen(command, env=stack.environment, cwd=folder, start_new_session=True, **quiet)
 
 
 def _start_ray(stack: Stack, num_cpus: int) -> None:
-    spare = dict(zip(("dashboard-agent-listen-port", "ray-client-server-port", "metrics-export-port",
-                      "dashboard-agent-grpc-port", "runtime-env-agent-port"), free_ports(5), strict=True))  # fmt: skip
+    spare = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
+             "ray-client-server-port", "metrics-export-port")  # fmt: skip
     options = {
-        "port": stack.ports.gcs, "node-ip-address": HOST, "dashboard-host": HOST,
-        "dashboard-port": stack.ports.dashboard, "include-dashboard": "true", "temp-dir": stack.temporary,
-        "num-cpus": num_cpus, "object-store-memory": OBJECT_STORE_BYTES, "min-worker-port": 0, "max-worker-port": 0,
-        **spare,
+        "port": stack.ports.gcs, "node-ip-address": HOST,
+        "include-dashboard": "true", "dashboard-host": HOST, "dashboard-port": stack.ports.dashboard,
+        "temp-dir": stack.temporary, "num-cpus": num_cpus, "object-store-memory": OBJECT_STORE_BYTES,
+        "min-worker-port": 0, "max-worker-port": 0, **dict(zip(spare, free_ports(len(spare)), strict=True)),
     }  # fmt: skip
-    command = [str(BIN / "ray"), "start", "--head", "--disable-usage-stats", *(f"--{k}={v}" for k, v in options.items())]
+    command = [str(BIN / "ray"), "start", "--head", "--disable-usage-stats"]
+    command += [f"--{name}={value}" for name, value in options.items()]
     log = stack.home / "logs" / "ray.log"
     with log.open("ab") as stream:
-        done = subprocess.run(command, env=stack.environment, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL,
-                              timeout=180, check=False)  # fmt: skip
+        quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
+        done = subprocess.run(command, env=stack.environment, timeout=180, check=False, **quiet)
     if done.returncode:
         raise MachineError("Ray to start", f"exit code {done.returncode}", f"read {log}")
 
@@ -202,7 +202,9 @@ def _await_health(stack: Stack, patience_s: float = 120) -> None:
     deadline = time.monotonic() + patience_s
     while not _healthy(stack):
         if time.monotonic() > deadline:
-            raise MachineError("Ray and MLflow to answer", f"none after {patience_s:.0f} s", f"read {stack.home}/logs")
+            raise MachineError(
+                "Ray and MLflow to answer", f"none after {patience_s:.0f} s", f"read {stack.home}/logs"
+            )
         time.sleep(0.5)
 
 
@@ -238,13 +240,11 @@ def _check_free(port: int, purpose: str, name: str) -> None:
 
 
 def _owner(port: int) -> str:
-    try:
+    with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                if connection.pid:
-                    return f"process {connection.pid} ({psutil.Process(connection.pid).name()}) listening on it"
-    except psutil.Error:
-        pass
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
+            if listens and connection.pid:
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()}) listening on it"
     return "another process listening on it"
 
 
@@ -291,8 +291,12 @@ def _run(
     command: Sequence[str], environment: Mapping[str, str], root: Path, log: Path, on_line: Callable[[str], None]
 ) -> Iterable[str]:
     with log.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True,
-                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, errors="replace")  # fmt: skip
+        pipes: dict[str, Any] = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "stdin": subprocess.DEVNULL,
+        }
+        process = subprocess.Popen(command, env=environment, cwd=root, text=True, errors="replace", **pipes)
         assert process.stdout is not None
         for line in process.stdout:
             stream.write(line)
@@ -342,5 +346,7 @@ def _applications(stack: Stack) -> set[str]:
     found = set()
     for application in answer.get("applications", {}).values():
         ok = application["status"] in ("RUNNING", "DEPLOYING", "NOT_STARTED")
-        found.add(application["status"] if ok else f"{application['status']}: {application.get('message', '')[-600:]}")
+        found.add(
+            application["status"] if ok else f"{application['status']}: {application.get('message', '')[-600:]}"
+        )
     return found

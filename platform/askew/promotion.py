@@ -1,0 +1,32 @@
+"""Promote: the alias that says which version is served moves to a version."""
+
+import os
+from typing import Any
+
+from pydantic import Field
+
+from askew.config import Settings
+from askew.registry import CHAMPION, Registry
+
+
+class PromoteSettings(Settings):
+    """Settings of the promote stage (`jobs/promote.yaml`)."""
+
+    model: str
+    version: str
+    alias: str = CHAMPION
+    tracking_uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
+
+
+def promote(settings: PromoteSettings) -> dict[str, Any]:
+    """Set the alias on a version. Raises RegistryError when there is no such version."""
+    registry = Registry(settings.tracking_uri)
+    version = registry.resolve(settings.model, settings.version)
+    registry.promote(version, settings.alias)
+    return {
+        "model": version.name,
+        "version": version.version,
+        "alias": settings.alias,
+        "rows": 1,
+        "skipped": False,
+    }

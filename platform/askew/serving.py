@@ -1,0 +1,186 @@
+"""Serve: one autoscaled endpoint over a release, by Ray Serve: ingress → query encoder → one deployment a shard.
+
+A release is a model version and the index that it built; one that does not fit together is refused before
+anything is served. The deployments are plain classes, wrapped once in `build`.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastapi import FastAPI
+from numpy.typing import NDArray
+from pydantic import Field
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from askew import artifacts, endpoint, segments
+from askew.config import Settings
+from askew.errors import ArtifactError, ConfigError
+from askew.models import Model
+from askew.registry import CHAMPION, Registry, Version
+
+
+class Scaling(Settings):
+    """How many replicas a deployment has, and when there are more."""
+
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=2, ge=1)
+    target_ongoing_requests: float = Field(default=8, gt=0)
+
+
+class Deployment(Settings):
+    """What each deployment takes and how it scales."""
+
+    num_cpus: float = Field(default=0.1, ge=0)
+    max_ongoing_requests: int = Field(default=64, ge=1)
+    max_queued_requests: int = Field(default=256, ge=1)
+    scaling: Scaling = Scaling()
+
+    def options(self, name: str) -> dict[str, Any]:
+        """The options of Ray Serve."""
+        return {
+            "name": name,
+            "ray_actor_options": {"num_cpus": self.num_cpus},
+            "max_ongoing_requests": self.max_ongoing_requests,
+            "max_queued_requests": self.max_queued_requests,
+            "autoscaling_config": self.scaling.model_dump(),
+            "health_check_period_s": 2,
+            "health_check_timeout_s": 10,
+        }
+
+
+class ServingSettings(Settings):
+    """The `args` of an application in `serve_configs/*.yaml`."""
+
+    model: str
+    version: str = CHAMPION
+    tracking_uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
+    cache: Path | None = None
+    num_shards: int = Field(default=2, ge=1)
+    timeout_s: float = Field(default=2.0, gt=0)
+    ingress: Deployment = Deployment()
+    encoder: Deployment = Deployment()
+    shard: Deployment = Deployment()
+    mark: str = ""  # Serve builds an application anew when its args differ: any other mark does it
+
+
+def build(settings: ServingSettings) -> serve.Application:
+    """Build the application of a release (called by `serve deploy`).
+
+    Raises RegistryError, ArtifactError or ConfigError when there is no release, or none that fits together.
+    """
+    registry = Registry(settings.tracking_uri)
+    version = registry.resolve(settings.model, settings.version)
+    cache = settings.cache or Path(tempfile.gettempdir()) / f"askew-models-{os.getuid()}"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    model = registry.download(version, cache)
+    index, names, release = find_release(version, settings.num_shards)
+    encoder = serve.deployment(Encoder).options(**settings.encoder.options("encoder")).bind(str(model))
+    shards = [
+        serve.deployment(ShardServer)
+        .options(**settings.shard.options(f"shard-{number}"))
+        .bind(str(index), segments.assigned(names, number, settings.num_shards))
+        for number in range(settings.num_shards)
+    ]
+    ingress = serve.deployment(serve.ingress()(Ingress)).options(**settings.ingress.options("ingress"))
+    return ingress.bind(release.model_dump(), settings.timeout_s, encoder, *shards)
+
+
+def find_release(version: Version, num_shards: int) -> tuple[Path, list[str], endpoint.Release]:
+    """Find a version's index: its folder, its segments' names, and the release that both make."""
+    folder = version.tags.get("askew.index")
+    if folder is None:
+        raise ArtifactError(f"an index of {version.name} version {version.version}", "none", "run the index stage")
+    manifest = artifacts.read(Path(folder), "index", verify=False)
+    if (made_by := manifest.inputs["model"]) != (key := version.tags.get("askew.model_key", "")):
+        raise ArtifactError(
+            f"an index made by model {key[:12]}", f"one made by {made_by[:12]}", "run the index stage"
+        )
+    names = [segment["name"] for segment in manifest.details["segments"]]
+    if num_shards > len(names):
+        raise ConfigError(f"at most {len(names)} shards, one a segment", str(num_shards), "lower num_shards")
+    release = endpoint.Release(
+        model=endpoint.Served(name=version.name, version=version.version),
+        model_key=key, index_key=manifest.key, items=manifest.counts["items"], shards=num_shards,
+    )  # fmt: skip
+    return Path(folder), names, release
+
+
+class Encoder:
+    """Query texts to vectors."""
+
+    def __init__(self, model: str) -> None:
+        torch.set_num_threads(1)
+        self._model = Model.load(Path(model))
+
+    async def encode(self, queries: list[str]) -> NDArray[np.float32]:
+        """Encode B queries to (B, D)."""
+        return self._model.queries(queries)
+
+
+class ShardServer:
+    """Vectors to the best items of some segments."""
+
+    def __init__(self, index: str, names: list[str]) -> None:
+        self._shard = segments.Shard(Path(index), names)
+
+    async def search(self, vectors: NDArray[np.float32], k: int) -> list[list[dict[str, Any]]]:
+        """Find the k best hits for each of B vectors."""
+        return self._shard.hits(self._shard.search(vectors, k))
+
+
+class Ingress:
+    """HTTP in, the encoder and all shards behind; what they answer within the timeout, merged."""
+
+    def __init__(
+        self, release: dict[str, Any], timeout_s: float, encoder: DeploymentHandle, *shards: DeploymentHandle
+    ) -> None:
+        self._release = endpoint.Release.model_validate(release)
+        self._timeout_s, self._encoder, self._shards = timeout_s, encoder, shards
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return endpoint.endpoint(self)
+
+    @property
+    def release(self) -> endpoint.Release:
+        """What is served."""
+        return self._release
+
+    async def search(self, query: str, k: int) -> tuple[list[dict[str, Any]], int]:
+        """Search for one query: hits, and the number of shards that answered. Raises UnavailableError if none did."""
+        [answer], answered = await self.search_batch([query], k)
+        return answer, answered
+
+    async def search_batch(self, queries: Sequence[str], k: int) -> tuple[list[list[dict[str, Any]]], int]:
+        """Search for B queries at once: their hits, and the number of shards that answered."""
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        try:
+            async with asyncio.timeout_at(deadline):
+                vectors = await self._encoder.encode.remote(list(queries))
+        except Exception as error:
+            raise endpoint.UnavailableError(
+                f"the query encoder did not answer ({type(error).__name__})"
+            ) from error
+        found = await asyncio.gather(*(self._ask(shard, vectors, k, deadline) for shard in self._shards))
+        answers = [answer for answer in found if answer is not None]
+        if not answers:
+            raise endpoint.UnavailableError("no shard answered")
+        return [segments.merge(of_query, k) for of_query in zip(*answers, strict=True)], len(answers)
+
+    @staticmethod
+    async def _ask(
+        shard: DeploymentHandle, vectors: NDArray[np.float32], k: int, deadline: float
+    ) -> list[list[dict[str, Any]]] | None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                answer: list[list[dict[str, Any]]] = await shard.search.remote(vectors, k)
+                return answer
+        except Exception as error:
+            print(f"askew: warning: {shard.deployment_name} did not answer: {type(error).__name__}", flush=True)
+            return None
