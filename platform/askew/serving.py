@@ -153,7 +153,7 @@ class Ingress:
         return self._release
 
     async def search(self, query: str, k: int) -> tuple[list[dict[str, Any]], int]:
-        """Search for one query: hits, and the number of shards that answered. Raises UnavailableError if none did."""
+        """Search for one query: hits, and the number of shards that answered. Raises UnavailableError."""
         [answer], answered = await self.search_batch([query], k)
         return answer, answered
 
