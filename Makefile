@@ -1,14 +1,45 @@
+# Each target installs what it needs into .venv first. `make` alone lists them.
 PYTHON ?= python3
-.PHONY: install check test
-install: .venv/installed
+HOME_DIR ?= demo
+BIN := .venv/bin
+
+# What `make demo` may be given: DATA=folder TRAIN_SETTINGS=file HOME_DIR=folder HTTP_PORT=… and the other ports
+demo_options = --home $(HOME_DIR) \
+	$(if $(DATA),--data $(DATA)) $(if $(TRAIN_SETTINGS),--train-settings $(TRAIN_SETTINGS)) \
+	$(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(MLFLOW_PORT),--mlflow-port $(MLFLOW_PORT)) \
+	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo stop test check install dev
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: install ## from a catalogue to a search answered; DATA=folder for your own, HTTP_PORT=… and others
+	@$(BIN)/python -m askew.demo up $(demo_options)
+
+stop: ## end exactly what the demo started
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m askew.demo stop --home $(HOME_DIR); fi
+
+test: dev ## all tests, on a real Ray cluster, MLflow server and HTTP endpoint
+	$(BIN)/python -m pytest
+
+check: dev ## style, types and import layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: .venv/installed ## the package and what it needs, in .venv
+dev: .venv/installed-dev ## and what checks and tests need
+
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
-check: install
-	.venv/bin/ruff check
-	.venv/bin/ruff format --check
-	.venv/bin/mypy
-	.venv/bin/lint-imports
-test: install
-	.venv/bin/pytest
+	@$(PYTHON) -I platform/askew/preflight.py
+	@echo "askew: installing into .venv (8.4 GB, three to five minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
