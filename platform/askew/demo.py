@@ -40,8 +40,8 @@ console = Console(highlight=False)
 class Demo:
     """One run of the demo in a home folder."""
 
-    def __init__(self, home: Path, stack: local.Stack) -> None:
-        self.home, self.stack = home, stack
+    def __init__(self, home: Path, stack: local.Stack, drawn: bool) -> None:
+        self.home, self.stack, self.drawn = home, stack, drawn
         self.memo: dict[str, Any] = _read_json(home / "state.json")
         self.stages: dict[str, dict[str, Any]] = {}
 
@@ -117,10 +117,12 @@ class Demo:
             table = Table(
                 title=f"“{answer['query']}”", title_justify="left", caption=caption, caption_justify="left"
             )
-            for column in ("score", "title", "item"):
+            for column in ("score", "title", "its photo shows" if self.drawn else "item"):
                 table.add_column(column)
             for hit in answer["hits"]:
-                table.add_row(f"{hit['score']:.3f}", hit["title"], hit["item_id"])
+                fields = hit["fields"]
+                last = f"{fields['colour']}, {fields['pattern']}" if self.drawn else hit["item_id"]
+                table.add_row(f"{hit['score']:.3f}", hit["title"], last)
             console.print(table)
         return answers
 
@@ -162,7 +164,7 @@ def run(
         with console.status("starting Ray and MLflow …"):
             stack = local.start(home, ports)
         console.print(f"[green]✓[/] Ray and MLflow on 127.0.0.1, logs in {home / 'logs'}")
-        demo, root = Demo(home, stack), home / "artifacts"
+        demo, root = Demo(home, stack, drawn=data is None), home / "artifacts"
         source = data.resolve() if data is not None else demo.stage("draw", "draw.yaml", root=root)["artifact"]
         stamp = _stamp(data) if data is not None else ""
         triplets = demo.stage("prepare", "prepare.yaml", stamp, root=root, data=source)
@@ -193,7 +195,7 @@ def _report(
     stages["register"] = {
         "seconds": round(model["seconds"]["register"], 1),
         "rows": 1,
-        "skipped": model["skipped"],
+        "skipped": stages["train"]["skipped"],
     }
     keys = ("queries", "items", "metrics", "intervals", "segments", "comparisons", "index", "text_ceiling")
     found = {key: evaluation[key] for key in keys if key in evaluation}

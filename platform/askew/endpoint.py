@@ -5,6 +5,7 @@ anything behind it is asked. Knows nothing of Ray: what it asks is a `Searcher`.
 """
 
 import asyncio
+import time
 import uuid
 from typing import Annotated, Any, Protocol
 
@@ -26,16 +27,14 @@ HINTS = {
     413: f"send at most {MAX_BODY_BYTES:,} bytes",
     415: "set the header content-type: application/json",
     422: "see /docs for the fields and their bounds",
-    500: "report it with the request id",
+    500: "report it with the header x-request-id",
     503: "try again after the seconds in the header Retry-After",
 }
 
 
 def _readable(query: str) -> str:
-    if not clean(query.encode("utf-8", errors="ignore").decode("utf-8")):
+    if not clean(query):
         raise ValueError("the query holds no readable character")
-    if any("\ud800" <= character <= "\udfff" for character in query):
-        raise ValueError("the query holds half of a surrogate pair")
     return query
 
 
@@ -81,7 +80,7 @@ class SearchResponse(BaseModel):
     took_ms: float
     coverage: Coverage
     degraded: bool = Field(description="true when a shard did not answer, so that products may be missing")
-    request_id: str
+    request_id: str = Field(description="the header x-request-id of the request and of the answer")
 
 
 class Release(BaseModel):
@@ -135,19 +134,18 @@ def endpoint(searcher: Searcher) -> FastAPI:
     app.add_exception_handler(Exception, _on_bug)
 
     @app.post("/search")
-    async def search(request: SearchRequest, response: Response) -> SearchResponse:
+    async def search(request: SearchRequest, http: Request) -> SearchResponse:
         """Find the products that fit a query best."""
-        started, request_id = asyncio.get_running_loop().time(), uuid.uuid4().hex
+        started = time.perf_counter()
         hits, answered = await searcher.search(request.query, request.k)
         release = searcher.release
-        response.headers["x-request-id"] = request_id
         return SearchResponse(
             hits=[Hit(**hit) for hit in hits],
             model=release.model,
-            took_ms=1000 * (asyncio.get_running_loop().time() - started),
+            took_ms=round(1000 * (time.perf_counter() - started), 3),
             coverage=Coverage(shards=release.shards, answered=answered),
             degraded=answered < release.shards,
-            request_id=request_id,
+            request_id=http.headers.get("x-request-id") or uuid.uuid4().hex,
         )
 
     @app.get("/release")
@@ -223,14 +221,16 @@ def _failed(status: int, message: str, param: str | None = None) -> JSONResponse
         code=CODES.get(status, "error"), message=message, param=param, hint=HINTS.get(status, "see /docs")
     )
     headers = {"retry-after": "1"} if status == 503 else {}
-    if status in (408, 413):
+    if status in (408, 413, 500):  # the server closes the connection after these
         headers["connection"] = "close"
     return JSONResponse(Failure(error=problem).model_dump(), status, headers)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _failed(error.status_code, str(error.detail))
+    response = _failed(error.status_code, str(error.detail))
+    response.headers.update(error.headers or {})  # a 405 names the methods allowed
+    return response
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
@@ -239,7 +239,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     if first["type"] == "json_invalid":
         return _failed(400, f"the body is not JSON: {first['ctx']['error']}")
     param = ".".join(str(part) for part in first["loc"][1:]) or None
-    return _failed(422, first["msg"], param and param.encode("ascii", "backslashreplace").decode())
+    return _failed(422, first["msg"], param and param.encode("utf-8", "backslashreplace").decode())
 
 
 async def _on_unavailable(request: Request, error: Exception) -> Response:

@@ -35,6 +35,8 @@ class IndexSettings(Settings):
 
 def index(settings: IndexSettings) -> dict[str, Any]:
     """Build the index of a model version, and note its place on the version."""
+    places = {"root": settings.root.absolute(), "triplets": settings.triplets.absolute()}  # for other processes
+    settings = settings.model_copy(update=places)
     registry = Registry(settings.tracking_uri)
     version = registry.resolve(settings.model, settings.version)
     model = registry.download(version, settings.root)

@@ -87,6 +87,7 @@ class Stack(Settings):
             "DO_NOT_TRACK": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "disabled",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: one node, on loopback alone
             "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
             "TOKENIZERS_PARALLELISM": "false",
@@ -134,36 +135,29 @@ def stop(home: Path) -> int:
     stack = find(home.resolve())
     if stack is None:
         return 0
-    ended: set[int] = set()
-    for sign, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        while processes := members(stack.instance):
-            ended |= {p.pid for p in processes}
-            for process in processes:
-                with_grace(process, sign)
-            _, alive = psutil.wait_procs(processes, timeout=patience_s)
-            if alive:
-                break
+    known: set[psutil.Process] = set()
+    for sign, patience_s in ((signal.SIGTERM, 5), (signal.SIGKILL, 10), (signal.SIGKILL, 10)):
+        known |= set(members(stack.instance))  # again each time: some may just have been born
+        for process in known:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(sign)
+        psutil.wait_procs(known, timeout=patience_s)
     shutil.rmtree(stack.temporary, ignore_errors=True)
     (home.resolve() / "local.json").unlink(missing_ok=True)
-    return len(ended)
-
-
-def with_grace(process: psutil.Process, sign: signal.Signals) -> None:
-    """Send a signal to a process that may be gone already."""
-    with suppress(psutil.NoSuchProcess):
-        process.send_signal(sign)
+    return len(known)
 
 
 def members(instance: str) -> list[psutil.Process]:
-    """List the living processes that carry a stack's id, other than this one."""
-    found = []
+    """List the living processes that carry a stack's id, and all their children, other than this one.
+
+    A process that writes its title over its environment (Ray's agents do) is found as somebody's child.
+    """
+    found: set[psutil.Process] = set()
     for process in psutil.process_iter():
-        try:
-            if process.environ().get(INSTANCE) == instance and process.pid != os.getpid():
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(INSTANCE) == instance:
+                found |= {process, *process.children(recursive=True)}
+    return [p for p in found if p.pid != os.getpid() and p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def _start_mlflow(stack: Stack) -> None:

@@ -39,7 +39,7 @@ def write(folder: Path, vectors: Vectors, items: pa.Table) -> None:
         raise ArtifactError(
             "finite vectors", f"{len(bad)} that are not, of items {bad[:5]}", "train the model again"
         )
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # a worker that died may have left a part of it
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(np.ascontiguousarray(vectors, dtype=np.float32))
     faiss.write_index(index, str(folder / VECTORS))

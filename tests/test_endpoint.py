@@ -1,0 +1,321 @@
+import http.client
+import json
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from askew import endpoint
+
+HIT = {"item_id": "7", "score": 0.5, "title": "Red mug", "fields": {"price": 4, "tags": ["mug"]}}
+JSON = {"content-type": "application/json"}
+
+
+class FakeSearcher:
+    """Two shards that answer as told, and what they were asked."""
+
+    release = endpoint.Release(
+        model=endpoint.Served(name="towers", version="3"), model_key="m", index_key="i", items=9, shards=2
+    )
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.answered = self.release.shards
+        self.error: Exception | None = None
+
+    async def search(self, query: str, k: int) -> tuple[list[dict[str, Any]], int]:
+        self.calls.append((query, k))
+        if self.error:
+            raise self.error
+        return [HIT], self.answered
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[FakeSearcher, httpx.Client]]:
+    fake = FakeSearcher()
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(endpoint.endpoint(fake), log_config=None))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with httpx.Client(base_url=url, timeout=10, trust_env=False) as client:
+        yield fake, client
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def searcher(served: tuple[FakeSearcher, httpx.Client]) -> FakeSearcher:
+    fake, _ = served
+    fake.__init__()  # type: ignore[misc]
+    return fake
+
+
+@pytest.fixture(scope="module")
+def client(served: tuple[FakeSearcher, httpx.Client]) -> httpx.Client:
+    return served[1]
+
+
+def asking(**fields: object) -> bytes:
+    return json.dumps({"query": "red mug"} | fields).encode()
+
+
+def post(client: httpx.Client, body: bytes) -> httpx.Response:
+    return client.post("/search", content=body, headers=JSON)
+
+
+def dripping(client: httpx.Client) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=10)
+    connection.putrequest("POST", "/search")
+    for name, value in (JSON | {"content-length": "1000"}).items():
+        connection.putheader(name, value)
+    connection.endheaders(b"{")
+    return connection
+
+
+def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json"), answer.text
+    [(name, found)] = answer.json().items()
+    assert (name, list(found)) == ("error", ["code", "message", "param", "hint"])
+    assert found["code"] == endpoint.CODES[status]
+    assert found["message"]
+    assert found["hint"] == endpoint.HINTS[status]
+    return dict(found)
+
+
+def test_a_search_is_answered(client: httpx.Client, searcher: FakeSearcher) -> None:
+    response = client.post("/search", content=asking(k=3), headers=JSON | {"x-request-id": "7f"})
+    answer = response.json()
+    assert response.status_code == 200
+    assert answer.pop("request_id") == "7f"
+    assert answer.pop("took_ms") >= 0
+    assert answer == {
+        "hits": [HIT],
+        "model": {"name": "towers", "version": "3"},
+        "coverage": {"shards": 2, "answered": 2},
+        "degraded": False,
+    }
+    assert searcher.calls == [("red mug", 3)]
+
+
+@pytest.mark.parametrize(
+    ("body", "call"),
+    [
+        pytest.param(asking(), ("red mug", 10), id="default k"),
+        pytest.param(asking(k=1), ("red mug", 1), id="least k"),
+        pytest.param(asking(k=100), ("red mug", 100), id="most k"),
+        pytest.param(asking(query="a" * 512), ("a" * 512, 10), id="longest query"),
+        pytest.param(asking(query="größe 👍🏽\n"), ("größe 👍🏽\n", 10), id="any script"),
+        pytest.param(asking().ljust(64 * 1024), ("red mug", 10), id="largest body"),
+    ],
+)
+def test_what_is_within_the_bounds_is_asked_as_it_came(
+    client: httpx.Client, searcher: FakeSearcher, body: bytes, call: tuple[str, int]
+) -> None:
+    assert post(client, body).status_code == 200
+    assert searcher.calls == [call]
+
+
+def test_a_shard_that_did_not_answer_degrades_a_search(client: httpx.Client, searcher: FakeSearcher) -> None:
+    searcher.answered = 1
+    response = post(client, asking())
+    assert response.status_code == 200
+    answer = response.json()
+    assert answer["degraded"] is True
+    assert answer["coverage"] == {"shards": 2, "answered": 1}
+    assert answer["hits"] == [HIT]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        pytest.param(b'{"query": "red mug"', 400, None, id="cut off"),
+        pytest.param(b"query=mug", 400, None, id="form"),
+        pytest.param(b'{"query": "red\xffmug"}', 400, None, id="invalid UTF-8"),
+        pytest.param(b"[" * 60_000, 400, None, id="nested"),
+        pytest.param(b"[" * 30_000 + b"]" * 30_000, 400, None, id="nested and closed"),
+        pytest.param(b'{"query":' * 900 + b"1" + b"}" * 900, 422, "query", id="nested objects"),
+        pytest.param(b"[" * 100_000, 413, None, id="nested and too large"),
+        pytest.param(asking(k=0)[:-2] + b"9" * 5000 + b"}", 400, None, id="k of more digits than Python reads"),
+        pytest.param(b"", 422, None, id="empty body"),
+        pytest.param(b"null", 422, None, id="null"),
+        pytest.param(b"[]", 422, None, id="list"),
+        pytest.param(b"5", 422, None, id="number"),
+        pytest.param(b'"mug"', 422, None, id="string"),
+        pytest.param(b"NaN", 422, None, id="NaN"),
+        pytest.param(b"{}", 422, "query", id="no query"),
+        pytest.param(b'{"query": NaN}', 422, "query", id="NaN as query"),
+        pytest.param(b'{"query": -Infinity}', 422, "query", id="infinity as query"),
+        pytest.param(b'{"query": "\xed\xa0\x80"}', 422, "query", id="encoded surrogate"),
+        pytest.param(asking(size=5), 422, "size", id="unknown field"),
+        pytest.param(asking(größe=5), 422, "größe", id="unknown field in any script"),
+        pytest.param(asking(**{"\ud800": 5}), 422, None, id="unreadable field"),
+        *(
+            pytest.param(asking(query=query), 422, "query", id=f"query {name}")
+            for name, query in {
+                "empty": "", "blank": " \t\u3000", "NUL": "\0\0", "too long": "a" * 513, "null": None,
+                "surrogate": "\ud800", "surrogate in words": "red \udfff mug", "number": 5, "list": ["mug"],
+            }.items()
+        ),
+        *(
+            pytest.param(asking(k=k), 422, "k", id=f"k {k!r}")
+            for k in [0, -1, 101, 10**30, 1.5, 1.0, "5", True, None, [5], float("nan"), float("inf")]
+        ),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_not_understood_is_refused(
+    client: httpx.Client, searcher: FakeSearcher, body: bytes, status: int, param: str | None
+) -> None:
+    response = post(client, body)
+    assert problem(response, status)["param"] == param
+    assert response.elapsed.total_seconds() < 2
+    assert searcher.calls == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [64 * 1024 + 1, 4 * 1024 * 1024])
+def test_a_body_that_is_too_large_is_refused(
+    client: httpx.Client, searcher: FakeSearcher, size: int, chunked: bool
+) -> None:
+    body = asking().ljust(size)
+    pieces = (body[start : start + 8192] for start in range(0, size, 8192))
+    response = client.post("/search", content=pieces if chunked else body, headers=JSON)
+    assert ("content-length" in response.request.headers) is not chunked
+    assert problem(response, 413)["param"] is None
+    assert response.headers["connection"] == "close"
+    assert searcher.calls == []
+
+
+def test_a_body_that_drips_is_refused(
+    client: httpx.Client, searcher: FakeSearcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "BODY_TIMEOUT_S", 0.3)
+    with closing(dripping(client)) as connection:
+        drops = 0
+        while drops < 100 and not select.select([connection.sock], [], [], 0.05)[0]:
+            connection.send(b" ")
+            drops += 1
+        found = connection.getresponse()
+        answer = httpx.Response(found.status, headers=found.getheaders(), content=found.read())
+    assert problem(answer, 408)["param"] is None
+    assert answer.headers["connection"] == "close"
+    assert 0 < drops < 100
+    assert searcher.calls == []
+
+
+def test_a_client_that_hangs_up_is_not_searched_for(client: httpx.Client, searcher: FakeSearcher) -> None:
+    dripping(client).close()
+    assert post(client, asking()).status_code == 200
+    assert searcher.calls == [("red mug", 10)]
+
+
+@pytest.mark.parametrize("kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "json", "\xff"])
+def test_another_content_type_is_refused(client: httpx.Client, searcher: FakeSearcher, kind: str | None) -> None:
+    headers = {} if kind is None else {b"content-type": kind.encode("latin-1")}
+    response = client.post("/search", content=asking(), headers=headers)
+    assert problem(response, 415)["param"] is None
+    assert searcher.calls == []
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])
+def test_a_content_type_may_be_written_in_any_way(client: httpx.Client, kind: str) -> None:
+    assert client.post("/search", content=asking(), headers={"content-type": kind}).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_a_path_that_is_not_there(client: httpx.Client, searcher: FakeSearcher, method: str) -> None:
+    assert problem(client.request(method, "/absent", headers=JSON), 404)["param"] is None
+    assert searcher.calls == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/search", "POST"),
+        ("PUT", "/search", "POST"),
+        ("DELETE", "/readyz", "GET"),
+        ("POST", "/release", "GET"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_one(
+    client: httpx.Client, searcher: FakeSearcher, method: str, path: str, allowed: str
+) -> None:
+    response = client.request(method, path, headers=JSON)
+    assert problem(response, 405)["param"] is None
+    assert response.headers["allow"] == allowed
+    assert searcher.calls == []
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/search"), ("GET", "/readyz")])
+def test_what_is_unavailable_is_to_be_tried_again(
+    client: httpx.Client, searcher: FakeSearcher, method: str, path: str
+) -> None:
+    searcher.error = endpoint.UnavailableError("no shard answered")
+    response = client.request(method, path, content=asking(), headers=JSON)
+    assert problem(response, 503)["message"] == "no shard answered"
+    assert int(response.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/search"), ("GET", "/readyz")])
+def test_a_bug_is_told_without_its_details(
+    client: httpx.Client, searcher: FakeSearcher, method: str, path: str
+) -> None:
+    searcher.error = RuntimeError("password in /etc/secret")
+    response = client.request(method, path, content=asking(), headers=JSON)
+    assert problem(response, 500)["message"] == "RuntimeError"
+    assert response.headers["connection"] == "close"
+    assert "secret" not in response.text + str(response.headers)
+
+
+def test_ready_is_what_every_shard_answers(client: httpx.Client, searcher: FakeSearcher) -> None:
+    assert client.get("/readyz").json() == {"status": "ready"}
+    searcher.answered = 1
+    response = client.get("/readyz")
+    assert problem(response, 503)["message"] == "1 of 2 shards answer"
+    assert "retry-after" in response.headers
+
+
+def test_healthy_is_also_what_cannot_search(client: httpx.Client, searcher: FakeSearcher) -> None:
+    searcher.error = endpoint.UnavailableError("no shard answered")
+    response = client.get("/healthz")
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    assert searcher.calls == []
+
+
+def test_the_release_is_told(client: httpx.Client, searcher: FakeSearcher) -> None:
+    assert client.get("/release").json() == searcher.release.model_dump()
+    assert searcher.calls == []
+
+
+def test_the_docs_tell_the_form_of_a_failure(client: httpx.Client) -> None:
+    assert client.get("/docs").status_code == 200
+    answers = client.get("/openapi.json").json()["paths"]["/search"]["post"]["responses"]
+    for status in ("400", "408", "413", "415", "422", "503"):
+        assert answers[status]["content"]["application/json"]["schema"]["$ref"].endswith("/Failure")
+
+
+TEXTS = st.text(st.characters(exclude_categories=()))  # surrogates too
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner), max_leaves=8)
+NEAR = st.fixed_dictionaries(
+    {}, optional={"query": VALUES | TEXTS, "k": VALUES | st.integers(-1, 101), "größe": VALUES}
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given((VALUES | NEAR).map(lambda value: json.dumps(value).encode()) | st.binary())
+def test_any_body_is_searched_for_or_refused(served: tuple[FakeSearcher, httpx.Client], body: bytes) -> None:
+    fake, client = served
+    fake.calls.clear()
+    response = post(client, body)
+    if response.status_code != 200:
+        problem(response, 400 if response.status_code == 400 else 422)
+    assert len(fake.calls) == (response.status_code == 200)

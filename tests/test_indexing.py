@@ -1,0 +1,270 @@
+"""Indexing on a real Ray cluster, of a model (untrained) that a real MLflow server holds."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import faiss
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pydantic import ValidationError
+
+from askew import artifacts, datasets, indexing, tables
+from askew.errors import ArtifactError, RegistryError
+from askew.indexing import Embedder, IndexSettings, index
+from askew.inputs import Tokens
+from askew.models import Model
+from askew.registry import Registry, Version
+from askew.segments import COLUMNS, ITEMS, VECTORS, Shard
+from askew.towers import TowerSettings, TwoTower
+
+TOWERS = TowerSettings(dim=16, text_width=16, text_heads=2, image_size=32, query_length=8, title_length=12)
+SEGMENTS = 7  # of 300 items: they cannot all be of one size
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server of this module alone, ended with it."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts",
+    ]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield wait(f"http://127.0.0.1:{port}", folder / "log")
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait(uri: str, log: Path) -> str:
+    for _ in range(300):
+        try:
+            httpx.get(f"{uri}/health", timeout=1).raise_for_status()
+        except httpx.HTTPError:
+            time.sleep(0.2)
+        else:
+            return uri
+    raise AssertionError(log.read_text()[-2000:])
+
+
+def titles(triplets: Path) -> list[str]:
+    return [str(t) for t in tables.column(tables.parts(triplets / "items"), "text").to_pylist()]
+
+
+def untrained(triplets: Path) -> Model:
+    torch.manual_seed(0)
+    tokens = Tokens.train(titles(triplets), 300)
+    return Model(TwoTower(TOWERS, tokens.size), tokens)
+
+
+def registered(uri: str, name: str, model: Model, root: Path) -> Version:
+    with artifacts.draft(root, "model", {"name": name}, {}) as draft:
+        model.save(draft.folder)
+    folder = artifacts.place(root, "model", artifacts.key("model", {"name": name}, {}))
+    registry = Registry(uri)
+    return registry.register(name, folder, registry.start_run("search", name, {}, {}), {})
+
+
+@pytest.fixture(scope="module")
+def version(uri: str, triplets_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Version:
+    """Version 1 of model `shop`."""
+    return registered(uri, "shop", untrained(triplets_folder), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def base(
+    uri: str, version: Version, triplets_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> IndexSettings:
+    """Settings that index the catalogue of 300 items in batches that cross the parts' borders."""
+    return IndexSettings(
+        model=version.name, version=version.version, triplets=triplets_folder,
+        root=tmp_path_factory.mktemp("index"), tracking_uri=uri, num_segments=SEGMENTS, batch_size=32,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(base: IndexSettings) -> dict[str, Any]:
+    """What the stage gave the first time."""
+    return index(base)
+
+
+@pytest.fixture
+def few(triplets_folder: Path, base: IndexSettings, tmp_path: Path) -> IndexSettings:
+    """Settings that index 3 items, the second without a photo."""
+    rows = pq.read_table(triplets_folder / "items").slice(0, 3).to_pylist()
+    rows[1] |= {"image": None, "pixels": None, "has_image": False}
+    schema = pq.read_schema(tables.parts(triplets_folder / "items")[0])
+    with artifacts.draft(tmp_path, "triplets", {}, {}) as draft:
+        tables.write(draft.folder / "items" / "part-00000.parquet", pa.Table.from_pylist(rows, schema))
+    triplets = artifacts.place(tmp_path, "triplets", artifacts.key("triplets", {}, {}))
+    values = {"triplets": triplets, "root": tmp_path / "root", "num_segments": 2, "num_workers": 1}
+    return base.model_copy(update=values)
+
+
+def version_of(settings: IndexSettings) -> Version:
+    return Registry(settings.tracking_uri).resolve(settings.model, settings.version)
+
+
+def opened(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """All vectors and items of an index, in the order of its segments."""
+    names = [s["name"] for s in artifacts.read(folder, "index").details["segments"]]
+    vectors = [faiss.read_index(str(folder / n / VECTORS)) for n in names]
+    items = [pa.ipc.open_file(pa.memory_map(str(folder / n / ITEMS))).read_all() for n in names]
+    return np.concatenate([v.reconstruct_n(0, v.ntotal) for v in vectors]), pa.concat_tables(items).to_pylist()
+
+
+def by_one(model: Model, triplets: Path) -> np.ndarray:
+    """The model's item vectors, an item at a time."""
+    vectors = []
+    for row in pq.read_table(triplets / "items").to_pylist():
+        photo = np.frombuffer(row["pixels"] or bytes(32 * 32 * 3), dtype=np.uint8).reshape(1, 32, 32, 3)
+        vectors.append(model.items([row["text"]], photo, np.array([row["has_image"]]))["fused"][0])
+    return np.array(vectors)
+
+
+def test_every_item_stands_once_in_as_many_segments_as_asked(built: dict[str, Any], triplets_folder: Path) -> None:
+    assert (built["rows"], built["segments"], built["skipped"]) == (300, SEGMENTS, False)
+    folder = Path(built["artifact"])
+    manifest = artifacts.read(folder, "index")
+    assert manifest.counts == {"items": 300}
+    assert [s["name"] for s in manifest.details["segments"]] == [f"segment-{n:05d}" for n in range(SEGMENTS)]
+    sizes = [s["items"] for s in manifest.details["segments"]]
+    assert {300 // SEGMENTS, 300 // SEGMENTS + 1} == set(sizes)
+    assert [Shard(folder, [s["name"]]).size for s in manifest.details["segments"]] == sizes
+    assert opened(folder)[1] == pq.read_table(triplets_folder / "items", columns=list(COLUMNS)).to_pylist()
+
+
+def test_vectors_are_those_of_the_model_an_item_at_a_time(built: dict[str, Any], triplets_folder: Path) -> None:
+    model = untrained(triplets_folder)
+    exact = by_one(model, triplets_folder)
+    np.testing.assert_allclose(opened(Path(built["artifact"]))[0], exact, atol=1e-5)
+    shard = Shard(Path(built["artifact"]), [f"segment-{n:05d}" for n in range(SEGMENTS)])
+    queries = model.queries(titles(triplets_folder)[::10])
+    found, scores = shard.search(queries, 10), queries @ exact.T
+    np.testing.assert_allclose(found.scores, -np.sort(-scores, axis=1)[:, :10], atol=1e-5)
+    np.testing.assert_allclose(found.scores, np.take_along_axis(scores, found.rows, 1), atol=1e-5)
+
+
+def test_the_same_again_is_found_done_and_noted_on_the_version_anew(
+    base: IndexSettings, built: dict[str, Any], version: Version
+) -> None:
+    registry = Registry(base.tracking_uri)
+    noted = {"askew.index": built["artifact"], "askew.index_key": built["key"]}
+    registry.tag(version, dict.fromkeys(noted, "lost"))
+    before = Path(built["artifact"]).stat().st_ino
+    assert index(base) == {**built, "skipped": True}
+    assert Path(built["artifact"]).stat().st_ino == before
+    assert noted.items() <= registry.resolve("shop", "1").tags.items()
+
+
+def test_the_number_of_workers_changes_no_byte(base: IndexSettings, built: dict[str, Any], tmp_path: Path) -> None:
+    other = index(base.model_copy(update={"num_workers": base.num_workers + 1, "root": tmp_path}))
+    assert not other["skipped"]
+    one, another = (artifacts.read(Path(r["artifact"]), "index") for r in (built, other))
+    assert one == another
+
+
+def test_more_segments_than_items_become_one_for_each(few: IndexSettings) -> None:
+    result = index(few.model_copy(update={"num_segments": 8}))
+    assert (result["rows"], result["segments"]) == (3, 3)
+    vectors, items = opened(Path(result["artifact"]))
+    assert [i["has_image"] for i in items] == [True, False, True]
+    model = Model.load(Registry(few.tracking_uri).download(version_of(few), few.root))
+    np.testing.assert_allclose(vectors, by_one(model, few.triplets), atol=1e-5)
+
+
+def test_a_damaged_index_is_built_again(few: IndexSettings) -> None:
+    result = index(few)
+    path = Path(result["artifact"]) / "segment-00001" / VECTORS
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert index(few) == result
+    assert path.read_bytes() == whole
+
+
+def test_a_worker_that_dies_is_replaced_and_its_segment_written_again(
+    few: IndexSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    died = tmp_path / "died"
+
+    class Mortal(Embedder):
+        def __call__(self, unit: datasets.Unit) -> datasets.Unit:
+            result = super().__call__(unit)
+            if unit["start"] and not died.exists():
+                died.touch()
+                os._exit(1)
+            return result
+
+    monkeypatch.setattr(indexing, "Embedder", Mortal)
+    result = index(few)
+    assert died.exists()
+    assert (result["rows"], result["segments"]) == (3, 2)
+    assert len(opened(Path(result["artifact"]))[0]) == 3
+
+
+def test_vectors_that_are_not_finite_leave_no_index(few: IndexSettings, tmp_path: Path) -> None:
+    model = untrained(few.triplets)
+    with torch.no_grad():
+        model.towers.title.project.bias.fill_(torch.nan)
+    version = registered(few.tracking_uri, "broken", model, tmp_path)
+    with pytest.raises(Exception, match="wanted finite vectors"):  # as Ray Data passes on a worker's error
+        index(few.model_copy(update={"model": "broken", "version": version.version}))
+    assert [p.name.split("-")[0] for p in few.root.iterdir()] == ["model"]
+    assert "askew.index" not in Registry(few.tracking_uri).resolve("broken", "1").tags
+
+
+def test_a_relative_root_is_noted_whole(few: IndexSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(few.root.parent)
+    result = index(few.model_copy(update={"root": Path("root"), "triplets": Path(few.triplets.name)}))
+    tags = version_of(few).tags
+    assert result["artifact"] == tags["askew.index"] == str(next(few.root.glob("index-*")))
+    assert result["key"] == tags["askew.index_key"] == artifacts.read(Path(result["artifact"]), "index").key
+    assert len(opened(Path(result["artifact"]))[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"version": "99"}, "'99' of model 'shop'; found versions 1"),
+        ({"version": "champion"}, "aliases none"),
+        ({"model": "unheard-of"}, "found models .*shop"),
+        ({"tracking_uri": "http://127.0.0.1:9"}, "MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_a_version_that_is_not_there_is_told_and_nothing_is_written(
+    base: IndexSettings, tmp_path: Path, wanted: dict[str, str], message: str
+) -> None:
+    with pytest.raises(RegistryError, match=message):
+        index(base.model_copy(update={"root": tmp_path, **wanted}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_triplets_that_are_not_whole_are_refused(few: IndexSettings) -> None:
+    (few.triplets / "items" / "part-00000.parquet").write_bytes(b"half")
+    with pytest.raises(ArtifactError, match=r"part-00000\.parquet"):
+        index(few)
+
+
+@pytest.mark.parametrize("name", ["num_segments", "num_workers", "batch_size"])
+def test_a_setting_of_nought_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        IndexSettings(model="shop", version="1", triplets=tmp_path, root=tmp_path, **{name: 0})  # type: ignore[arg-type]
