@@ -3,9 +3,9 @@ PYTHON ?= python3
 HOME_DIR ?= demo
 BIN := .venv/bin
 
-# What `make demo` may be given: DATA=folder TRAIN_SETTINGS=file HOME_DIR=folder HTTP_PORT=… and the other ports
+# What `make demo` may be given: DATA=folder TRAIN='steps=3000 …' HOME_DIR=folder HTTP_PORT=… and the other ports
 demo_options = --home $(HOME_DIR) \
-	$(if $(DATA),--data $(DATA)) $(if $(TRAIN_SETTINGS),--train-settings $(TRAIN_SETTINGS)) \
+	$(if $(DATA),--data '$(DATA)') $(TRAIN:%=--train %) \
 	$(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(MLFLOW_PORT),--mlflow-port $(MLFLOW_PORT)) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 

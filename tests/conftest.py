@@ -1,6 +1,11 @@
 """What the tests share: a catalogue drawn small, and the triplets made of it, both real."""
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,12 +13,14 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
-    "RAY_AUTH_MODE": "disabled",  # the tests' clusters listen on loopback alone
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: a cluster that listens on loopback alone
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+import httpx
 import pytest
 
 from askew import catalogue, triplets
@@ -26,7 +33,7 @@ def cluster() -> Iterator[None]:
     """A Ray cluster of this test run alone, ended with it."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, configure_logging=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -43,3 +50,37 @@ def triplets_folder(cluster: None, drawn_folder: Path, tmp_path_factory: pytest.
     """Triplets of that catalogue."""
     settings = triplets.PrepareSettings(data=drawn_folder, root=tmp_path_factory.mktemp("triplets"), image_size=32)
     return Path(triplets.prepare(settings)["artifact"])
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server of this test run alone, ended with it."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts",
+    ]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield answering(f"http://127.0.0.1:{port}", folder / "log")
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answering(uri: str, log: Path) -> str:
+    for _ in range(300):
+        try:
+            httpx.get(f"{uri}/health", timeout=1).raise_for_status()
+        except httpx.HTTPError:
+            time.sleep(0.2)
+        else:
+            return uri
+    raise AssertionError(log.read_text()[-2000:])

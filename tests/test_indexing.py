@@ -1,17 +1,10 @@
 """Indexing on a real Ray cluster, of a model (untrained) that a real MLflow server holds."""
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import faiss
-import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,40 +25,6 @@ TOWERS = TowerSettings(dim=16, text_width=16, text_heads=2, image_size=32, query
 SEGMENTS = 7  # of 300 items: they cannot all be of one size
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an MLflow server of this module alone, ended with it."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts",
-    ]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        yield wait(f"http://127.0.0.1:{port}", folder / "log")
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def wait(uri: str, log: Path) -> str:
-    for _ in range(300):
-        try:
-            httpx.get(f"{uri}/health", timeout=1).raise_for_status()
-        except httpx.HTTPError:
-            time.sleep(0.2)
-        else:
-            return uri
-    raise AssertionError(log.read_text()[-2000:])
-
-
 def titles(triplets: Path) -> list[str]:
     return [str(t) for t in tables.column(tables.parts(triplets / "items"), "text").to_pylist()]
 
@@ -76,28 +35,28 @@ def untrained(triplets: Path) -> Model:
     return Model(TwoTower(TOWERS, tokens.size), tokens)
 
 
-def registered(uri: str, name: str, model: Model, root: Path) -> Version:
+def registered(mlflow_uri: str, name: str, model: Model, root: Path) -> Version:
     with artifacts.draft(root, "model", {"name": name}, {}) as draft:
         model.save(draft.folder)
     folder = artifacts.place(root, "model", artifacts.key("model", {"name": name}, {}))
-    registry = Registry(uri)
+    registry = Registry(mlflow_uri)
     return registry.register(name, folder, registry.start_run("search", name, {}, {}), {})
 
 
 @pytest.fixture(scope="module")
-def version(uri: str, triplets_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Version:
+def version(mlflow_uri: str, triplets_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Version:
     """Version 1 of model `shop`."""
-    return registered(uri, "shop", untrained(triplets_folder), tmp_path_factory.mktemp("model"))
+    return registered(mlflow_uri, "shop", untrained(triplets_folder), tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def base(
-    uri: str, version: Version, triplets_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    mlflow_uri: str, version: Version, triplets_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> IndexSettings:
     """Settings that index the catalogue of 300 items in batches that cross the parts' borders."""
     return IndexSettings(
         model=version.name, version=version.version, triplets=triplets_folder,
-        root=tmp_path_factory.mktemp("index"), tracking_uri=uri, num_segments=SEGMENTS, batch_size=32,
+        root=tmp_path_factory.mktemp("index"), tracking_uri=mlflow_uri, num_segments=SEGMENTS, batch_size=32,
     )  # fmt: skip
 
 
@@ -226,7 +185,7 @@ def test_vectors_that_are_not_finite_leave_no_index(few: IndexSettings, tmp_path
     with torch.no_grad():
         model.towers.title.project.bias.fill_(torch.nan)
     version = registered(few.tracking_uri, "broken", model, tmp_path)
-    with pytest.raises(Exception, match="wanted finite vectors"):  # as Ray Data passes on a worker's error
+    with pytest.raises(ArtifactError, match="wanted finite vectors"):
         index(few.model_copy(update={"model": "broken", "version": version.version}))
     assert [p.name.split("-")[0] for p in few.root.iterdir()] == ["model"]
     assert "askew.index" not in Registry(few.tracking_uri).resolve("broken", "1").tags
@@ -268,3 +227,10 @@ def test_triplets_that_are_not_whole_are_refused(few: IndexSettings) -> None:
 def test_a_setting_of_nought_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValidationError, match=name):
         IndexSettings(model="shop", version="1", triplets=tmp_path, root=tmp_path, **{name: 0})  # type: ignore[arg-type]
+
+
+def test_triplets_of_another_photo_size_are_refused(few: IndexSettings, tmp_path: Path) -> None:
+    larger = TwoTower(TOWERS.model_copy(update={"image_size": 64}), untrained(few.triplets).tokens.size)
+    version = registered(few.tracking_uri, "larger", Model(larger, untrained(few.triplets).tokens), tmp_path)
+    with pytest.raises(ArtifactError, match=r"wanted photos of 64 × 64 pixels.*found 32 × 32"):
+        index(few.model_copy(update={"model": "larger", "version": version.version}))

@@ -1,12 +1,7 @@
 """Registry against a real MLflow server, with sqlite and its artifacts in a temporary folder."""
 
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,38 +20,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts",
-    ]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        yield wait(f"http://127.0.0.1:{port}", folder / "log")
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def wait(uri: str, log: Path) -> str:
-    for _ in range(300):
-        try:
-            httpx.get(f"{uri}/health", timeout=1).raise_for_status()
-        except httpx.HTTPError:
-            time.sleep(0.2)
-        else:
-            return uri
-    raise AssertionError(log.read_text()[-2000:])
-
-
-@pytest.fixture(scope="module")
-def registry(uri: str) -> Registry:
-    return Registry(uri)
+def registry(mlflow_uri: str) -> Registry:
+    return Registry(mlflow_uri)
 
 
 def make(root: Path, text: str) -> Path:
@@ -68,14 +33,14 @@ def make(root: Path, text: str) -> Path:
     return artifacts.place(root, "model", artifacts.key("model", {"text": text}, {}))
 
 
-def test_a_run_holds_its_params_metrics_files_and_end(registry: Registry, uri: str, tmp_path: Path) -> None:
+def test_a_run_holds_its_params_metrics_files_and_end(registry: Registry, mlflow_uri: str, tmp_path: Path) -> None:
     run_id = registry.start_run("search", "first", {"lr": 0.1, "towers": ["a", "b"]}, {"askew.stage": "train"})
     registry.log_metrics(run_id, {"loss": 2.0}, step=1)
     registry.log_metrics(run_id, {"loss": 1.5, "eval/fused/nDCG_at_10": 0.25}, step=2)
     (tmp_path / "notes.txt").write_text("hello")
     registry.log_files(run_id, tmp_path / "notes.txt", "notes")
     registry.end_run(run_id)
-    api = f"{uri}/api/2.0/mlflow"
+    api = f"{mlflow_uri}/api/2.0/mlflow"
     run = httpx.get(f"{api}/runs/get", params={"run_id": run_id}).json()["run"]
     assert run["info"]["run_name"] == "first"
     assert run["info"]["status"] == "FINISHED"
@@ -160,7 +125,7 @@ def test_many_downloads_at_a_time_give_one_folder(registry: Registry, tmp_path: 
     assert artifacts.read(folders[0], "model").key == version.tags["askew.model_key"]
 
 
-def test_files_of_another_model_are_refused(registry: Registry, uri: str, tmp_path: Path) -> None:
+def test_files_of_another_model_are_refused(registry: Registry, mlflow_uri: str, tmp_path: Path) -> None:
     """Whoever can write to the server can swap a run's files or point a version elsewhere."""
     run_id = registry.start_run("search", "r", {}, {})
     version = registry.register("swapped", make(tmp_path / "a", "one"), run_id, {})
@@ -171,7 +136,7 @@ def test_files_of_another_model_are_refused(registry: Registry, uri: str, tmp_pa
     with pytest.raises(ArtifactError, match=r"words\.txt"):
         registry.download(version, tmp_path / "there")
     body = {"name": "swapped", "source": "s3://elsewhere/model", "run_id": run_id}
-    httpx.post(f"{uri}/api/2.0/mlflow/model-versions/create", json=body).raise_for_status()
+    httpx.post(f"{mlflow_uri}/api/2.0/mlflow/model-versions/create", json=body).raise_for_status()
     with pytest.raises(RegistryError, match="s3://elsewhere"):
         registry.download(registry.resolve("swapped", "2"), tmp_path / "there")
     assert list((tmp_path / "there").iterdir()) == []

@@ -104,7 +104,7 @@ def test_equal_vectors_stand_by_id_wherever_they_lie(
 def test_each_segment_is_of_one_shard_and_shards_differ_by_one_segment_at_most(num_shards: int) -> None:
     every = [f"segment-{n:05d}" for n in range(9)]
     shards = [assigned(every, number, num_shards) for number in range(num_shards)]
-    assert sorted(sum(shards, [])) == every
+    assert sorted(name for shard in shards for name in shard) == every
     assert {len(shard) for shard in shards} <= {9 // num_shards, -(-9 // num_shards)}
 
 

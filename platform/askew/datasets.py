@@ -10,6 +10,9 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
+
+from askew.errors import AskewError
 
 Unit = dict[str, Any]
 
@@ -38,6 +41,7 @@ def spread(
     """Do `work` on every unit by Ray Data, one task each; returns its small results in order, printing progress.
 
     `work` is a function, or a class whose instances, made with `arguments` in `num_actors` actors, are called.
+    An AskewError of a worker is raised here.
     """
     connect()
     ray.data.DataContext.get_current().execution_options.preserve_order = True
@@ -48,10 +52,21 @@ def spread(
     else:
         rows = rows.map(work, num_cpus=1)
     done, results = Progress(doing, len(units)), []
-    for row in rows.iter_rows():
-        results.append(dict(row))
-        done.step()
+    try:
+        for row in rows.iter_rows():
+            results.append(dict(row))
+            done.step()
+    except RayTaskError as error:
+        raise _first_cause(error) from error
     return results
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What a worker raised, when it is an error that a person can mend; otherwise the error itself."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, AskewError):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return cause or error
 
 
 class Progress:

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +33,7 @@ LEAST_MEMORY_GIB, LEAST_DISK_GIB = 4, 3
 ROOT = Path(__file__).parents[2]
 KINDS = {"draw": "catalogue", "prepare": "triplets", "train": "model", "index": "index", "evaluate": "evaluation"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+Port = Annotated[int, typer.Option(min=1, max=65535)]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 console = Console(highlight=False)
 
@@ -45,12 +46,14 @@ class Demo:
         self.memo: dict[str, Any] = _read_json(home / "state.json")
         self.stages: dict[str, dict[str, Any]] = {}
 
-    def stage(self, name: str, settings: str, stamp: str = "", **overrides: object) -> dict[str, Any]:
+    def stage(
+        self, name: str, settings: str, stamp: str = "", changes: Sequence[str] = (), **places: object
+    ) -> dict[str, Any]:
         """Run a stage as a Ray job, or find it done; returns its result.
 
         `stamp` stands for what the stage reads beyond its settings and the artifacts that they name.
         """
-        arguments = [f"{key}={value}" for key, value in overrides.items()]
+        arguments = [*changes, *(f"{key}={value}" for key, value in places.items())]
         key = _fingerprint(ROOT / "jobs" / settings, [*arguments, stamp])
         memo = self.memo.get(name, {})
         if memo.get("key") == key and self._stands(name, memo["result"]):
@@ -131,17 +134,17 @@ class Demo:
 def up(
     data: Annotated[Path | None, typer.Option(help="a catalogue's folder; without it the demo draws one")] = None,
     home: Annotated[Path, typer.Option(help="where everything is kept")] = Path("demo"),
-    train_settings: Annotated[str | None, typer.Option(help="a file in jobs/")] = None,
-    http_port: int = 8000,
-    mlflow_port: int = 5001,
-    dashboard_port: int = 8266,
-    gcs_port: int = 6390,
+    train: Annotated[list[str] | None, typer.Option(help="a training setting, as dotted.key=value")] = None,
+    http_port: Port = 8000,
+    mlflow_port: Port = 5001,
+    dashboard_port: Port = 8266,
+    gcs_port: Port = 6390,
     debug: bool = False,
 ) -> None:
     """Start everything, run the stages that are not done, and leave the endpoint up."""
     with _errors_in_a_line(home, debug):
         ports = local.Ports(http=http_port, mlflow=mlflow_port, dashboard=dashboard_port, gcs=gcs_port)
-        run(home, ports, data, train_settings)
+        run(home, ports, data, train or ())
 
 
 @app.command()
@@ -149,13 +152,11 @@ def stop(home: Path = Path("demo"), debug: bool = False) -> None:
     """End exactly what `up` started; the artifacts stay."""
     with _errors_in_a_line(home, debug), _alone(home):
         count = local.stop(home)
-        console.print(f"{count} processes ended" if count else f"nothing was running from {home}")
+        print(f"{count} processes ended" if count else f"nothing was running from {home}")
 
 
-def run(
-    home: Path, ports: local.Ports, data: Path | None = None, train_settings: str | None = None
-) -> dict[str, Any]:
-    """Run the demo and return its report."""
+def run(home: Path, ports: local.Ports, data: Path | None = None, train: Sequence[str] = ()) -> dict[str, Any]:
+    """Run the demo and return its report. `train` changes training settings, each as `dotted.key=value`."""
     started = time.monotonic()
     home = home.resolve()
     queries = QUERIES if data is None else _sample(_checked(data))
@@ -168,8 +169,8 @@ def run(
         source = data.resolve() if data is not None else demo.stage("draw", "draw.yaml", root=root)["artifact"]
         stamp = _stamp(data) if data is not None else ""
         triplets = demo.stage("prepare", "prepare.yaml", stamp, root=root, data=source)
-        settings = train_settings or ("train.demo.yaml" if data is None else "train.data.yaml")
-        model = demo.stage("train", settings, root=root, triplets=triplets["artifact"])
+        settings = "train.demo.yaml" if data is None else "train.data.yaml"
+        model = demo.stage("train", settings, changes=train, root=root, triplets=triplets["artifact"])
         which = {
             "root": root,
             "model": model["model"],

@@ -107,7 +107,10 @@ def start(home: Path, ports: Ports, num_cpus: int | None = None) -> Stack:
     if (running := find(home)) and running.ports == ports and _healthy(running):
         return running
     stop(home)
-    for name, port in ports.model_dump().items():
+    values = ports.model_dump()
+    if len(set(values.values())) < len(values):
+        raise MachineError("four different ports", str(values), "change one")
+    for name, port in values.items():
         _check_free(port, PURPOSES[name], name)
     stack = Stack(instance=secrets.token_hex(4), home=home, ports=ports)
     artifacts.write_text(home / "local.json", stack.model_dump_json(indent=1))

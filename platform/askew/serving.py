@@ -9,13 +9,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -32,6 +32,12 @@ class Scaling(Settings):
     min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(default=2, ge=1)
     target_ongoing_requests: float = Field(default=8, gt=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        return self
 
 
 class Deployment(Settings):

@@ -3,6 +3,7 @@
 Knows nothing of what the columns mean.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from askew.errors import ArtifactError
 
 
 def parts(folder: Path) -> list[Path]:
@@ -53,7 +56,17 @@ def write(path: Path, table: pa.Table) -> None:
 
 
 def pixels(column: pa.Array, size: int) -> NDArray[np.uint8]:
-    """Turn n binary cells of size·size·3 bytes into (n, size, size, 3); a null cell becomes nought."""
+    """Turn n binary cells of size·size·3 bytes into (n, size, size, 3); a null cell becomes nought.
+
+    Raises ArtifactError when the photos are of another size.
+    """
     blank = bytes(size * size * 3)
-    cells = b"".join(cell or blank for cell in column.to_pylist())
+    rows = [cell or blank for cell in column.to_pylist()]
+    if found := {len(row) for row in rows} - {len(blank)}:
+        side = math.isqrt(min(found) // 3)
+        do = "use the model with triplets of its own image_size"
+        raise ArtifactError(
+            f"photos of {size} × {size} pixels, as the model was trained on", f"{side} × {side}", do
+        )
+    cells = b"".join(rows)
     return np.frombuffer(cells, dtype=np.uint8).reshape(len(column), size, size, 3)

@@ -1,0 +1,250 @@
+"""From a catalogue to a search answered: `demo` over a tiny catalogue, with real Ray jobs, MLflow, FAISS and HTTP.
+
+The first run is killed in the middle of the training; a second one goes on from there. All that follows asks
+the endpoint that it leaves up.
+"""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from askew import demo, local, tables
+from askew.errors import StageError
+from askew.models import Model
+
+ROOT = Path(__file__).parent.parent
+TRAIN = (
+    "steps=60", "batch_size=32", "checkpoint_every=10", "towers.dim=32", "towers.text_width=32",
+    "towers.text_heads=2", "bf16=false",
+)  # fmt: skip
+PATIENCE_S = 240
+
+
+def until(true: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+    deadline = time.monotonic() + patience_s
+    while not (found := true()):
+        assert time.monotonic() < deadline, f"no {what} after {patience_s:.0f} s"
+        time.sleep(0.2)
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(drawn_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The catalogue as a shop would bring it: a folder outside the demo's."""
+    return Path(shutil.copytree(drawn_folder, tmp_path_factory.mktemp("shop") / "catalogue"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("demo")
+    yield folder
+    local.stop(folder)
+
+
+@pytest.fixture(scope="module")
+def ports() -> local.Ports:
+    return local.Ports(**dict(zip(local.PURPOSES, local.free_ports(4), strict=True)))
+
+
+@pytest.fixture(scope="module")
+def killed(home: Path, ports: local.Ports, data: Path) -> None:
+    """A first run, killed without a chance to tidy up while the training is under way."""
+    options = [f"--{name}-port={port}" for name, port in ports.model_dump().items()]
+    options += ["--home", str(home), "--data", str(data), *(f"--train={change}" for change in TRAIN)]
+    command = [sys.executable, "-m", "askew.demo", "up", *options]
+    with (home / "first.log").open("w") as log:
+        first = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    training = home / "logs" / "train.log"
+
+    def under_way() -> bool:
+        assert first.poll() is None, (home / "first.log").read_text()
+        return training.exists() and "askew: train step" in training.read_text(errors="replace")
+
+    try:
+        until(under_way, "training step")
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.fixture(scope="module")
+def report(killed: None, home: Path, ports: local.Ports, data: Path) -> dict[str, Any]:
+    """What a second run reports."""
+    demo.run(home, ports, data, TRAIN)
+    return dict(json.loads((home / "report.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def stack(report: dict[str, Any], home: Path) -> local.Stack:
+    found = local.find(home)
+    assert found is not None
+    return found
+
+
+def search(stack: local.Stack, query: str, k: int = 5) -> httpx.Response:
+    return httpx.post(f"{stack.endpoint}/search", json={"query": query, "k": k}, timeout=30)
+
+
+def test_a_killed_run_goes_on_where_it_was(report: dict[str, Any], stack: local.Stack) -> None:
+    jobs = httpx.get(f"{stack.dashboard}/api/jobs/").json()
+    names = [re.sub(r"-\w+-\d+$", "", job["submission_id"]) for job in jobs if job["submission_id"]]
+    assert sorted(names) == ["evaluate", "index", "prepare", "promote", "train"]  # each once
+    assert {job["status"] for job in jobs if job["submission_id"]} == {"SUCCEEDED"}
+    assert report["stages"]["prepare"]["skipped"]
+    assert not report["stages"]["index"]["skipped"]
+
+
+def test_the_report(report: dict[str, Any], data: Path) -> None:
+    stages = report["stages"]
+    assert set(stages) == {"prepare", "train", "register", "index", "evaluate", "promote", "deploy"}
+    for name, stage in stages.items():
+        assert stage["seconds"] >= 0, name
+        assert stage["rows"] > 0, name
+    assert stages["train"]["rows"] == 60 * 32
+    assert set(report["metrics"]) == {"text", "image", "fused", "bm25"}
+    for values in report["metrics"].values():
+        assert set(values) == {"nDCG@10", "R@10", "R@100", "RR"}
+        assert all(0 <= value <= 1 for value in values.values())
+    assert report["metrics"]["fused"]["nDCG@10"] > 0.1  # a tiny model, but it learnt: chance is about 0.03
+    assert report["cluster"] == {"nodes": 1, "workers": 2}
+    assert report["model"] == {"name": "askew-demo", "version": "1"}
+    assert report["index"] == {"shards": 2, "segments": 4, "items": 300}
+    assert report["data"] == str(data)
+    assert len(report["searches"]) == 4
+
+
+def test_a_search_is_the_exact_one_over_the_whole_catalogue(stack: local.Stack) -> None:
+    root = stack.home / "artifacts"
+    [model], [triplets] = root.glob("model-*"), root.glob("triplets-*")
+    towers, vectors, ids = Model.load(model), [], []
+    columns = ["item_id", "text", "pixels", "has_image"]
+    for batch in tables.batches(tables.parts(triplets / "items"), columns, 100):
+        photos = tables.pixels(batch["pixels"], towers.image_size)
+        has_image = batch["has_image"].to_numpy(zero_copy_only=False)
+        vectors.append(towers.items(batch["text"].to_pylist(), photos, has_image)["fused"])
+        ids += batch["item_id"].to_pylist()
+    for query in ("red striped mug", "cushion", "etwas völlig anderes", "🙂"):
+        answer = search(stack, query, k=20).json()
+        scores = np.concatenate(vectors) @ towers.queries([query])[0]
+        assert [h["score"] for h in answer["hits"]] == pytest.approx(np.sort(scores)[::-1][:20].tolist(), abs=1e-4)
+        for hit in answer["hits"]:
+            assert hit["score"] == pytest.approx(scores[ids.index(hit["item_id"])], abs=1e-4)
+        assert answer["model"] == {"name": "askew-demo", "version": "1"}
+        assert (answer["coverage"], answer["degraded"]) == ({"shards": 2, "answered": 2}, False)
+
+
+def test_an_answer_carries_its_request_id_through_the_proxy(stack: local.Stack) -> None:
+    answer = search(stack, "mug")
+    assert answer.headers.get_list("x-request-id") == [answer.json()["request_id"]]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b'{"query":', {}, 400),
+        (b'{"query": "\xff"}', {}, 400),
+        (b'{"query": ""}', {}, 422),
+        (b'{"query": "mug", "k": 0}', {}, 422),
+        (b'{"query": "' + b"m" * 70_000 + b'"}', {}, 413),
+        (b"[" * 60_000, {}, 400),
+        (b"{}", {"content-type": "text/plain"}, 415),
+    ],
+)
+def test_bad_input_is_refused_through_the_proxy(
+    stack: local.Stack, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    answer = httpx.post(
+        f"{stack.endpoint}/search", content=body, headers={"content-type": "application/json"} | headers
+    )
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()["error"]) == {"code", "message", "param", "hint"}
+
+
+def test_mlflow_holds_the_version_its_alias_and_numbers(stack: local.Stack) -> None:
+    api, name = f"{stack.mlflow}/api/2.0/mlflow", {"name": "askew-demo"}
+    model = httpx.get(f"{api}/registered-models/get", params=name).json()["registered_model"]
+    assert model["aliases"] == [{"alias": "champion", "version": "1"}]
+    version = httpx.get(f"{api}/model-versions/get", params=name | {"version": "1"}).json()["model_version"]
+    tags = {tag["key"]: tag["value"] for tag in version["tags"]}
+    assert Path(tags["askew.index"]).is_dir()
+    run = httpx.get(f"{api}/runs/get", params={"run_id": version["run_id"]}).json()["run"]
+    assert "loss" in {metric["key"] for metric in run["data"]["metrics"]}
+    assert run["info"]["status"] == "FINISHED"
+
+
+def test_run_again_it_skips_what_is_done(stack: local.Stack, report: dict[str, Any], data: Path) -> None:
+    again = demo.run(stack.home, stack.ports, data, TRAIN)
+    assert all(stage["skipped"] for stage in again["stages"].values())
+    assert again["metrics"] == report["metrics"]
+    assert len(httpx.get(f"{stack.dashboard}/api/jobs/").json()) == len(report["stages"]) - 2  # no new job
+
+
+def test_a_stage_that_fails_says_why_and_leaves_nothing(stack: local.Stack, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    command = ["python", "jobs/prepare.py", "jobs/prepare.yaml", f"data={tmp_path}/data", f"root={tmp_path}/root"]
+    with pytest.raises(StageError) as caught:
+        local.submit(stack, "prepare", "0" * 12, command, ROOT)
+    assert "wanted stage 'prepare' to succeed; found FAILED: wanted " in str(caught.value)
+    assert f"read {stack.home / 'logs' / 'prepare.log'}" in str(caught.value)
+    assert not list(tmp_path.glob("root/triplets-*"))
+
+
+def test_everything_listens_on_loopback_alone_but_serves_replicas(stack: local.Stack) -> None:
+    for process in local.members(stack.instance):
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and "ServeReplica" not in process.name():
+                assert connection.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1", "::1"), process.name()
+
+
+def test_a_shard_that_dies_degrades_answers_and_comes_back(stack: local.Stack) -> None:
+    [shard] = [p for p in local.members(stack.instance) if p.name() == "ray::ServeReplica:search:shard-1"]
+    shard.send_signal(signal.SIGKILL)
+    answers = []
+
+    def whole() -> bool:
+        answer = search(stack, "red striped mug")
+        assert answer.status_code == 200, answer.text
+        answers.append(answer.json())
+        return len(answers) > 1 and not answers[-1]["degraded"] and any(a["degraded"] for a in answers)
+
+    until(whole, "whole answer again", 60)
+    for answer in answers:
+        assert answer["degraded"] == (answer["coverage"]["answered"] < 2)
+        assert answer["hits"]
+
+
+def test_many_searches_at_once(stack: local.Stack) -> None:
+    queries = ["red striped mug", "blue cushion", "yellow umbrella", "checked backpack"] * 25
+    alone = {query: search(stack, query).json()["hits"] for query in set(queries)}
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda query: search(stack, query), queries))
+    assert {answer.status_code for answer in answers} == {200}
+    for query, answer in zip(queries, answers, strict=True):
+        assert [h["item_id"] for h in answer.json()["hits"]] == [h["item_id"] for h in alone[query]]
+
+
+def test_stop_ends_all_of_it_and_nothing_else(stack: local.Stack) -> None:
+    ours = local.members(stack.instance)
+    stranger = subprocess.Popen(["sleep", "60"])
+    assert local.stop(stack.home) >= len(ours)
+    assert local.members(stack.instance) == []
+    assert not stack.temporary.exists()
+    for port in stack.ports.model_dump().values():
+        local._check_free(port, "another", "http")
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+    assert list((stack.home / "artifacts").glob("index-*"))  # artifacts stay

@@ -1,0 +1,103 @@
+"""What starts and ends on this machine: only what is ours, and only where there is room."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from askew import local
+from askew.errors import MachineError
+
+
+def a_stack(home: Path, instance: str) -> local.Stack:
+    ports = local.Ports(**dict(zip(local.PURPOSES, local.free_ports(4), strict=True)))
+    return local.Stack(instance=instance, home=home, ports=ports)
+
+
+@contextmanager
+def sleeping(environment: dict[str, str], script: str = "") -> Iterator[psutil.Process]:
+    command = [sys.executable, "-c", f"import time, signal\n{script}\nprint(1, flush=True)\ntime.sleep(60)"]
+    process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()  # it has started
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_stop_ends_its_own_and_no_other(tmp_path: Path) -> None:
+    ours = a_stack(tmp_path, "aaaa0000")
+    (tmp_path / "local.json").write_text(ours.model_dump_json())
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    # a child without the mark, like one that wrote its title over its environment
+    parent = "import subprocess; subprocess.Popen(['sleep', '60'], env={})"
+    with (
+        sleeping({local.INSTANCE: "aaaa0000"}, parent) as one,
+        sleeping({local.INSTANCE: "aaaa0000"}, deaf) as two,
+        sleeping({local.INSTANCE: "bbbb1111"}) as other,
+        sleeping({}) as stranger,
+    ):
+        [child] = one.children()
+        assert local.stop(tmp_path) == 3
+        for ended in (one, two, child):
+            assert not ended.is_running() or ended.status() == psutil.STATUS_ZOMBIE
+        for left in (other, stranger):
+            assert left.status() != psutil.STATUS_ZOMBIE
+    assert local.find(tmp_path) is None
+
+
+def test_stop_where_nothing_runs(tmp_path: Path) -> None:
+    assert local.stop(tmp_path) == 0
+
+
+@pytest.mark.parametrize("name", ["http", "mlflow", "dashboard", "gcs"])
+def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path, name: str) -> None:
+    ports = a_stack(tmp_path, "").ports
+    with socket.socket() as holder:
+        holder.bind((local.HOST, 0))
+        holder.listen()
+        taken = holder.getsockname()[1]
+        with pytest.raises(MachineError) as caught:
+            local.start(tmp_path, ports.model_copy(update={name: taken}))
+    assert f"wanted port {taken} free for {local.PURPOSES[name]}" in str(caught.value)
+    assert f"found process {os.getpid()}" in str(caught.value)
+    assert f"make demo {name.upper()}_PORT=" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_parts_on_one_port_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="four different ports"):
+        local.start(tmp_path, local.Ports(http=7001, mlflow=7001))
+
+
+def test_what_a_process_inherits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # of some other cluster
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://10.0.0.1")
+    stack = a_stack(tmp_path, "cccc2222")
+    assert "RAY_ADDRESS" not in stack.environment
+    assert stack.environment["MLFLOW_TRACKING_URI"] == stack.mlflow
+    assert stack.environment["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert stack.environment["PATH"].startswith(str(Path(sys.executable).parent))
+
+
+def test_a_damaged_note_is_no_stack(tmp_path: Path) -> None:
+    (tmp_path / "local.json").write_text('{"instance": ')
+    assert local.find(tmp_path) is None
+
+
+def test_members_sees_newborns(tmp_path: Path) -> None:
+    assert local.members("dddd3333") == []
+    with sleeping({local.INSTANCE: "dddd3333"}) as process:
+        deadline = time.monotonic() + 5
+        while not local.members("dddd3333") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert local.members("dddd3333") == [process]

@@ -1,0 +1,132 @@
+"""Which release is served, and what the ingress makes of parts that are late or dead; the flow test serves it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from askew import artifacts
+from askew.endpoint import UnavailableError
+from askew.errors import ArtifactError, ConfigError
+from askew.registry import Version
+from askew.serving import Ingress, Scaling, ServingSettings, find_release
+
+RELEASE = {
+    "model": {"name": "shop", "version": "3"}, "model_key": "m", "index_key": "i", "items": 10, "shards": 2,
+}  # fmt: skip
+VECTORS = np.eye(2, dtype=np.float32)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    with artifacts.draft(tmp_path, "index", {}, {"model": "m" * 64, "triplets": "t"}) as draft:
+        draft.counts["items"] = 10
+        draft.details["segments"] = [{"name": f"segment-{n}", "items": 5} for n in range(2)]
+    return artifacts.place(tmp_path, "index", artifacts.key("index", {}, {"model": "m" * 64, "triplets": "t"}))
+
+
+def version(**tags: str) -> Version:
+    return Version(
+        name="shop", version="3", run_id="r", source="s", tags={f"askew.{k}": v for k, v in tags.items()}
+    )
+
+
+def test_a_release_is_a_version_and_its_own_index(index: Path) -> None:
+    folder, names, release = find_release(version(index=str(index), model_key="m" * 64), 2)
+    assert (folder, names) == (index, ["segment-0", "segment-1"])
+    assert (release.model.name, release.model.version, release.items, release.shards) == ("shop", "3", 10, 2)
+    assert release.index_key == artifacts.read(index, "index").key
+
+
+def test_a_version_without_an_index_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="wanted an index of shop version 3; found none; run the index stage"):
+        find_release(version(model_key="m"), 1)
+
+
+def test_an_index_of_another_model_is_refused(index: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"wanted an index made by model n{12}; found one made by m{12};"):
+        find_release(version(index=str(index), model_key="n" * 64), 1)
+
+
+def test_an_index_that_is_gone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="gone"):
+        find_release(version(index=str(tmp_path / "gone"), model_key="m"), 1)
+
+
+def test_more_shards_than_segments_are_refused(index: Path) -> None:
+    with pytest.raises(ConfigError, match="at most 2 shards"):
+        find_release(version(index=str(index), model_key="m" * 64), 3)
+
+
+@pytest.mark.parametrize("wrong", [{"num_shards": 0}, {"timeout_s": 0}, {"modle": "x"}, {"shard": {"cpus": 1}}])
+def test_a_wrong_setting_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ServingSettings(**{"model": "shop", **wrong})
+
+
+def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:
+    with pytest.raises(ValidationError, match="max_replicas"):
+        Scaling(min_replicas=3, max_replicas=2)
+
+
+def part(method: str, answer: Callable[..., Awaitable[Any]]) -> Any:
+    """What a deployment's handle looks like from the ingress."""
+    return SimpleNamespace(**{method: SimpleNamespace(remote=answer)}, deployment_name="shard-0")
+
+
+def shard(*items: tuple[str, float], after_s: float = 0, dies: bool = False) -> Any:
+    async def answer(vectors: np.ndarray, k: int) -> list[list[dict[str, Any]]]:
+        await asyncio.sleep(after_s)
+        if dies:
+            raise RuntimeError("gone")
+        return [[{"item_id": i, "score": s, "title": i, "fields": {}} for i, s in items][:k] for _ in vectors]
+
+    return part("search", answer)
+
+
+def encoder(dies: bool = False) -> Any:
+    async def answer(queries: list[str]) -> np.ndarray:
+        if dies:
+            raise RuntimeError("gone")
+        return VECTORS[: len(queries)]
+
+    return part("encode", answer)
+
+
+def ask(*shards: Any, timeout_s: float = 0.5, encoder: Any = None, k: int = 3) -> tuple[list[str], int]:
+    ingress = Ingress(RELEASE, timeout_s, encoder or globals()["encoder"](), *shards)
+    hits, answered = asyncio.run(ingress.search("mug", k))
+    return [hit["item_id"] for hit in hits], answered
+
+
+LEFT, RIGHT = [("a", 0.9), ("c", 0.5)], [("b", 0.7), ("d", 0.1)]
+
+
+def test_the_best_of_all_shards() -> None:
+    assert ask(shard(*LEFT), shard(*RIGHT)) == (["a", "b", "c"], 2)
+
+
+@pytest.mark.parametrize("trouble", [{"after_s": 5}, {"dies": True}])
+def test_without_one_shard_the_others_answer(trouble: dict[str, Any]) -> None:
+    assert ask(shard(*LEFT), shard(*RIGHT, **trouble)) == (["a", "c"], 1)
+
+
+def test_no_shard_is_no_answer() -> None:
+    with pytest.raises(UnavailableError, match="no shard answered"):
+        ask(shard(dies=True), shard(after_s=5))
+
+
+def test_no_encoder_is_no_answer() -> None:
+    with pytest.raises(UnavailableError, match="the query encoder did not answer"):
+        ask(shard(*LEFT), shard(*RIGHT), encoder=encoder(dies=True))
+
+
+def test_several_queries_at_once_are_answered_each() -> None:
+    ingress = Ingress(RELEASE, 1.0, encoder(), shard(*LEFT), shard(*RIGHT))
+    answers, answered = asyncio.run(ingress.search_batch(["mug", "cup"], 1))
+    assert ([[hit["item_id"] for hit in hits] for hits in answers], answered) == ([["a"], ["a"]], 2)
