@@ -181,7 +181,7 @@ def test_mlflow_holds_the_version_its_alias_and_numbers(stack: local.Stack) -> N
     tags = {tag["key"]: tag["value"] for tag in version["tags"]}
     assert Path(tags["askew.index"]).is_dir()
     run = httpx.get(f"{api}/runs/get", params={"run_id": version["run_id"]}).json()["run"]
-    assert "loss" in {metric["key"] for metric in run["data"]["metrics"]}
+    assert "train/loss" in {metric["key"] for metric in run["data"]["metrics"]}
     assert run["info"]["status"] == "FINISHED"
 
 

@@ -45,8 +45,8 @@ def registered(mlflow_uri: str, name: str, model: Model, root: Path) -> Version:
 
 @pytest.fixture(scope="module")
 def version(mlflow_uri: str, triplets_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Version:
-    """Version 1 of model `shop`."""
-    return registered(mlflow_uri, "shop", untrained(triplets_folder), tmp_path_factory.mktemp("model"))
+    """Version 1 of model `indexed`."""
+    return registered(mlflow_uri, "indexed", untrained(triplets_folder), tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_the_same_again_is_found_done_and_noted_on_the_version_anew(
     before = Path(built["artifact"]).stat().st_ino
     assert index(base) == {**built, "skipped": True}
     assert Path(built["artifact"]).stat().st_ino == before
-    assert noted.items() <= registry.resolve("shop", "1").tags.items()
+    assert noted.items() <= registry.resolve("indexed", "1").tags.items()
 
 
 def test_the_number_of_workers_changes_no_byte(base: IndexSettings, built: dict[str, Any], tmp_path: Path) -> None:
@@ -203,9 +203,9 @@ def test_a_relative_root_is_noted_whole(few: IndexSettings, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"version": "99"}, "'99' of model 'shop'; found versions 1"),
+        ({"version": "99"}, "'99' of model 'indexed'; found versions 1"),
         ({"version": "champion"}, "aliases none"),
-        ({"model": "unheard-of"}, "found models .*shop"),
+        ({"model": "unheard-of"}, "found models .*indexed"),
         ({"tracking_uri": "http://127.0.0.1:9"}, "MLFLOW_TRACKING_URI"),
     ],
 )
@@ -226,7 +226,7 @@ def test_triplets_that_are_not_whole_are_refused(few: IndexSettings) -> None:
 @pytest.mark.parametrize("name", ["num_segments", "num_workers", "batch_size"])
 def test_a_setting_of_nought_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValidationError, match=name):
-        IndexSettings(model="shop", version="1", triplets=tmp_path, root=tmp_path, **{name: 0})  # type: ignore[arg-type]
+        IndexSettings(model="indexed", version="1", triplets=tmp_path, root=tmp_path, **{name: 0})  # type: ignore[arg-type]
 
 
 def test_triplets_of_another_photo_size_are_refused(few: IndexSettings, tmp_path: Path) -> None:

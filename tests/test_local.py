@@ -31,7 +31,7 @@ def sleeping(environment: dict[str, str], script: str = "") -> Iterator[psutil.P
         yield psutil.Process(process.pid)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_stop_ends_its_own_and_no_other(tmp_path: Path) -> None:

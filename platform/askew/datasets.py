@@ -4,17 +4,19 @@ A unit is a plain dict that names its input and the number of its output part, s
 depends on the units alone, never on who did them. Knows nothing of what the units mean.
 """
 
+import functools
+import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
 
-from askew.errors import AskewError
+from askew import errors
 
 Unit = dict[str, Any]
+REFUSED = "askew refused"
 
 
 def connect() -> None:
@@ -48,25 +50,36 @@ def spread(
     rows = ray.data.from_items(list(units), override_num_blocks=len(units))
     if isinstance(work, type):
         pool = ray.data.ActorPoolStrategy(size=min(num_actors or 1, len(units)))
-        rows = rows.map(work, fn_constructor_args=tuple(arguments), compute=pool, num_cpus=1)
+        given = (work, tuple(arguments))
+        rows = rows.map(_Actor, fn_constructor_args=given, compute=pool, num_cpus=1)
     else:
-        rows = rows.map(work, num_cpus=1)
+        rows = rows.map(_telling, fn_kwargs={"work": work}, num_cpus=1)
     done, results = Progress(doing, len(units)), []
-    try:
-        for row in rows.iter_rows():
-            results.append(dict(row))
-            done.step()
-    except RayTaskError as error:
-        raise _first_cause(error) from error
+    for row in rows.iter_rows():
+        if refused := row.pop(REFUSED, None):
+            kind, *words = json.loads(refused)
+            raise getattr(errors, kind)(*words)
+        results.append(dict(row))
+        done.step()
     return results
 
 
-def _first_cause(error: BaseException) -> BaseException:
-    """What a worker raised, when it is an error that a person can mend; otherwise the error itself."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, AskewError):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return cause or error
+def _telling(unit: Unit, work: Callable[[Unit], Unit]) -> Unit:
+    """Do the work; an AskewError becomes a result, as Ray Data would hide its kind and words in a traceback."""
+    try:
+        return work(unit)
+    except errors.AskewError as error:
+        return {REFUSED: json.dumps([type(error).__name__, *error.args])}
+
+
+class _Actor:
+    """Holds an instance of a class, made at the first unit so that what it refuses then is told too."""
+
+    def __init__(self, kind: type, arguments: tuple[Any, ...]) -> None:
+        self._make: Callable[[], Any] = functools.cache(lambda: kind(*arguments))
+
+    def __call__(self, unit: Unit) -> Unit:
+        return _telling(unit, lambda unit: dict(self._make()(unit)))
 
 
 class Progress:
