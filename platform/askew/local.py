@@ -293,14 +293,13 @@ def _run(
             "stderr": subprocess.STDOUT,
             "stdin": subprocess.DEVNULL,
         }
-        process = subprocess.Popen(command, env=environment, cwd=root, text=True, errors="replace", **pipes)
-        assert process.stdout is not None
-        for line in process.stdout:
-            stream.write(line)
-            stream.flush()
-            on_line(line.rstrip("\n"))
-            yield line.rstrip("\n")
-        process.wait()
+        with subprocess.Popen(command, env=environment, cwd=root, text=True, errors="replace", **pipes) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                stream.write(line)
+                stream.flush()
+                on_line(line.rstrip("\n"))
+                yield line.rstrip("\n")
 
 
 def _outcome(stack: Stack, name: str, job: str, lines: Sequence[str], log: Path) -> dict[str, Any]:
