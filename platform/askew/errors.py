@@ -9,6 +9,8 @@ AskewError
 └── StageError       a Ray job ended in failure
 """
 
+from typing import Self
+
 
 class AskewError(Exception):
     """Base of every error that a person, not a programmer, can mend."""
@@ -19,6 +21,10 @@ class AskewError(Exception):
 
     def __str__(self) -> str:
         return f"wanted {self.wanted}; found {self.found}; {self.do}"
+
+    def of(self, file: str) -> Self:
+        """The same error, which names the file that it was found in."""
+        return self if file in str(self) else type(self)(f"{self.wanted} in {file}", self.found, self.do)
 
 
 class ConfigError(AskewError):

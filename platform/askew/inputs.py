@@ -6,21 +6,27 @@ nothing of towers, files or clusters.
 
 import hashlib
 import io
+import math
 import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch.nn.functional import interpolate
 
 from askew.errors import ArtifactError, DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
 MAX_PIXELS = 50_000_000
-WHITE = (255, 255, 255)
+SPARE = 1.3  # at less, what is left for the antialiased resize is too little to come out like the full decode
+WHITE = 255
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 
 
@@ -33,30 +39,135 @@ def clean(text: str) -> str:
 def pixels(data: bytes, size: int) -> NDArray[np.uint8]:
     """Decode a photo to (size, size, 3) RGB: upright, alpha over white, whole, padded with white to a square.
 
-    A JPEG is decoded at the smallest scale that is still at least twice `size`, then resized with
-    antialiasing. Raises DataError when the bytes are no photo, broken, or of more than MAX_PIXELS.
+    Of an animation the first frame counts. A JPEG is decoded at the smallest scale that leaves SPARE times the
+    pixels a side that are wanted, then resized with antialiasing; integer arithmetic throughout, so that every
+    machine gives the same bytes. Raises DataError, of which `problem` tells the reason: empty, not_a_photo,
+    truncated, too_many_pixels (told by the header, before decoding) or broken.
     """
+    assert size > 0
+    if not data:
+        raise _refusal("empty", "0 bytes")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow's on odd metadata, and on sizes, which are checked here
             with Image.open(io.BytesIO(data), formats=FORMATS) as photo:
-                return _square(photo, size)
-    except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:
-        found = f"{len(data)} bytes that do not decode ({error})"
-        raise DataError(f"a photo ({', '.join(FORMATS)})", found, "mend or drop it") from error
+                return _square(data, photo, size)
+    except DataError:
+        raise
+    except Exception as error:  # broken files make decoders raise whatever they stumble over
+        raise _refusal(_reason(data, error), _detail(data, error)) from error
 
 
-def _square(photo: Image.Image, size: int) -> NDArray[np.uint8]:
+def photo_size(data: bytes) -> tuple[int, int]:
+    """Read a photo's width and height from its header."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as photo:
+        return photo.size
+
+
+def problem(error: DataError) -> str:
+    """Tell why `pixels` refused a photo, as a short code that stays the same over versions."""
+    return error.found.partition(":")[0]
+
+
+def _refusal(reason: str, detail: str) -> DataError:
+    return DataError(f"a photo ({', '.join(FORMATS)})", f"{reason}: {detail}", "mend or drop it")
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return "too_many_pixels"
+    signed = data.startswith(SIGNATURES) or data[8:12] == b"WEBP" or data[4:10] == b"ftypav"
+    if isinstance(error, UnidentifiedImageError) and not signed:
+        return "not_a_photo"
+    said = any(words in str(error).lower() for words in ("truncated", "premature end"))
+    return "truncated" if said or len(data) < _declared_length(data) else "broken"
+
+
+def _detail(data: bytes, error: Exception) -> str:
+    """Describe in words that are the same each time: Pillow's message on an unknown file holds an address."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"{len(data):,} bytes that begin with {data[:16]!r}"
+    return f"{len(data):,} bytes that do not decode ({error})"
+
+
+def _declared_length(data: bytes) -> int:
+    """Read how long a WebP (RIFF) or an AVIF (a chain of ISO boxes) says it is, in bytes; 0 for other formats."""
+    if data[8:12] == b"WEBP":
+        return 8 + int.from_bytes(data[4:8], "little")
+    end = 0
+    while data[4:10] == b"ftypav" and end < len(data):
+        length = int.from_bytes(data[end : end + 4])
+        end += max(length, 8)
+    return end
+
+
+def _square(data: bytes, photo: Image.Image, size: int) -> NDArray[np.uint8]:
     width, height = photo.size
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}")
-    photo.draft("RGB", (2 * size, 2 * size))
-    upright = ImageOps.exif_transpose(photo)
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, (*WHITE, 255)), upright)
-    rgb = upright.convert("RGB")
-    return np.asarray(ImageOps.pad(rgb, (size, size), Image.Resampling.BILINEAR, color=WHITE), dtype=np.uint8)
+        raise _refusal("too_many_pixels", f"{width:,} × {height:,} pixels, more than {MAX_PIXELS:,}")
+    eighths = 8
+    if photo.format in ("JPEG", "MPO"):  # the second: several photos in one file, the first of them is read
+        eighths = min(8, math.ceil(8 * SPARE * size / max(width, height)))
+        rgb = _jpeg(data, photo, eighths)
+    else:
+        rgb = np.array(_rgb(photo))
+    fitted = [max(1, round(side * size / max(width, height))) for side in (height, width)]
+    scales = [side / (whole * eighths / 8) for side, whole in zip(fitted, (height, width), strict=True)]
+    small = _turned(_resized(rgb, scales), _orientation(photo))
+    square = np.full((size, size, 3), WHITE, dtype=np.uint8)
+    top, left = (round((size - side) / 2) for side in small.shape[:2])
+    square[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return square
+
+
+def _resized(rgb: NDArray[np.uint8], scales: Sequence[float]) -> NDArray[np.uint8]:
+    """Resize (h, w, 3) by the scales of height and width, with antialiasing, by torch's integer kernel.
+
+    Scales, not sizes: a scaled decode rounds up, and its last row and column may lie beyond the photo.
+    """
+    photo = torch.from_numpy(rgb)[None].permute(0, 3, 1, 2)
+    up = [scale * (1 + 1e-9) for scale in scales]  # so that the size, which is rounded down, is the one meant
+    small = interpolate(photo, scale_factor=up, mode="bilinear", antialias=True)[0]
+    return small.permute(1, 2, 0).numpy()
+
+
+def _jpeg(data: bytes, photo: Image.Image, eighths: int) -> NDArray[np.uint8]:
+    """Decode a JPEG at eighths/8 of its size to RGB. The decoder refuses what it would have to guess at."""
+    least = [0, 0] if eighths == 8 else [math.ceil(side * eighths / 8) for side in photo.size]
+    space = "CMYK" if photo.mode == "CMYK" else "RGB"
+    colours: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, space, min_width=least[0], min_height=least[1])
+    if space == "CMYK":  # stored inverted, as Adobe does: 255 is no ink
+        light = colours.astype(np.uint16)
+        colours = ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
+    return colours
+
+
+def _rgb(photo: Image.Image) -> Image.Image:
+    """Decode any other photo to RGB; 16 bits become 8, and what is transparent lies over white."""
+    if photo.mode.startswith("I"):  # 16-bit grey: 0 to 65,535, which is 257 times 0 to 255
+        grey = (np.asarray(photo).astype(np.uint32) + 128) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if photo.has_transparency_data:
+        photo = photo.convert("RGBA")
+        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
+    return photo.convert("RGB")
+
+
+def _orientation(photo: Image.Image) -> int:
+    """Read the EXIF orientation, 1 to 8; a photo with none or with broken EXIF is taken as upright (1)."""
+    try:
+        found = photo.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as above
+        found = None
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _turned(photo: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn (h, w, 3) upright: orientations 5 to 8 are 1 to 4 with rows and columns exchanged first."""
+    if orientation > 4:
+        photo = photo.swapaxes(0, 1)
+    down, right = ((1, 1), (1, -1), (-1, -1), (-1, 1))[(orientation - 1) % 4]
+    return photo[::down, ::right]
 
 
 class Tokens:
