@@ -1,5 +1,6 @@
 """Units of work on a real Ray cluster: order, actors, and errors in their own words."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +63,28 @@ def test_progress_is_printed_at_the_end_at_least(capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "askew: drawn 2,000/2,000"
     assert len(lines) <= 3
+
+
+def noted(unit: dict[str, Any]) -> dict[str, Any]:
+    with open(unit["log"], "a") as log:  # noqa: PTH123
+        log.write(f"{unit['n']}\n")
+    if unit["n"] == unit["bad"]:
+        raise DataError("another", "this", "mend it")
+    return {"n": -unit["n"]}
+
+
+def test_what_is_marked_as_done_is_not_done_again(cluster: None, tmp_path: Path) -> None:
+    def work(bad: int) -> list[dict[str, Any]]:
+        every = [{"n": n, "log": str(tmp_path / "log"), "bad": bad} for n in range(6)]
+        return datasets.spread(every, noted, "noted", marks=tmp_path / "marks")
+
+    with pytest.raises(DataError):
+        work(bad=3)
+    before = [int(n) for n in (tmp_path / "log").read_text().split()]
+    marked = {int(p.stem) for p in (tmp_path / "marks").glob("*.json")}
+    assert 3 not in marked
+    assert work(bad=-1) == units(0, -1, -2, -3, -4, -5)
+    after = [int(n) for n in (tmp_path / "log").read_text().split()][len(before) :]
+    assert sorted(after) == sorted(set(range(6)) - marked)
+    assert work(bad=-1) == units(0, -1, -2, -3, -4, -5)
+    assert len((tmp_path / "log").read_text().split()) == len(before) + len(after)

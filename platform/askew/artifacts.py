@@ -5,12 +5,13 @@ carries its key, a hash over the settings and the keys of what it was made from,
 same thing again finds it done. Knows nothing of what the files mean.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from askew import __version__
 from askew.config import Settings
 from askew.errors import ArtifactError
 
-MANIFEST = "manifest.json"
+MANIFEST, WORK = "manifest.json", "work"
 FORMAT = 1
 
 
@@ -66,33 +67,55 @@ def place(root: Path, kind: str, key: str) -> Path:
 
 
 @contextmanager
-def draft(root: Path, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[Draft]:
+def draft(
+    root: Path, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], *, resume: bool = False
+) -> Iterator[Draft]:
     """Write an artifact: fill the draft's folder; on leaving, it is sealed and appears whole under its name.
 
-    An exception leaves nothing behind under the final name, and removes the temporary folder.
+    An exception leaves nothing under the final name. It removes the temporary folder too, unless `resume` is
+    set: then the folder stays, also after a kill, and the next draft of this key finds in it what is done.
+    What stands below its folder `work` does not become part of the artifact. Raises ArtifactError when
+    another process is at work on it.
     """
     digest = key(kind, settings, inputs)
     final = place(root, kind, digest)
     root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob(f".{final.name}.*"):
+    work = Draft(root / f".{final.name}.{'draft' if resume else os.getpid()}")
+    for stale in () if resume else root.glob(f".{final.name}.*"):
         shutil.rmtree(stale, ignore_errors=True)
-    work = Draft(root / f".{final.name}.{os.getpid()}")
-    work.folder.mkdir(mode=0o700)
+    work.folder.mkdir(mode=0o700, exist_ok=resume)
+    done = False
     try:
-        yield work
-        manifest = Manifest(
-            format=FORMAT, kind=kind, key=digest, askew=__version__,
-            settings=dict(settings), inputs=dict(inputs),
-            counts=work.counts, details=work.details, files=_checksums(work.folder),
-        )  # fmt: skip
-        write_text(work.folder / MANIFEST, manifest.model_dump_json(indent=1))
-        _sync(work.folder)
-        if final.exists():
-            shutil.rmtree(final)
-        work.folder.replace(final)
-        _sync(root)
+        with _alone(work.folder) if resume else nullcontext():
+            yield work
+            shutil.rmtree(work.folder / WORK, ignore_errors=True)
+            manifest = Manifest(
+                format=FORMAT, kind=kind, key=digest, askew=__version__,
+                settings=dict(settings), inputs=dict(inputs),
+                counts=work.counts, details=work.details, files=_checksums(work.folder),
+            )  # fmt: skip
+            write_text(work.folder / MANIFEST, manifest.model_dump_json(indent=1))
+            _sync(work.folder)
+            if final.exists():
+                shutil.rmtree(final)
+            work.folder.replace(final)
+            _sync(root)
+            done = True
     finally:
-        shutil.rmtree(work.folder, ignore_errors=True)
+        if done or not resume:
+            shutil.rmtree(work.folder, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a draft's folder against a second process; the lock goes with its holder, however it ends."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            do = "wait for it, or stop it"
+            raise ArtifactError(f"{folder} for this run alone", "another process at work in it", do) from error
+        yield
 
 
 def read(folder: Path, kind: str, *, verify: bool = True) -> Manifest:

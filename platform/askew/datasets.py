@@ -7,16 +7,17 @@ depends on the units alone, never on who did them. Knows nothing of what the uni
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
 
-from askew import errors
+from askew import artifacts, errors
 
 Unit = dict[str, Any]
-REFUSED = "askew refused"
+REFUSED, MARK = "askew refused", "askew mark"
 
 
 def connect() -> None:
@@ -39,37 +40,60 @@ def spread(
     doing: str,
     arguments: Sequence[Any] = (),
     num_actors: int | None = None,
+    marks: Path | None = None,
 ) -> list[Unit]:
     """Do `work` on every unit by Ray Data, one task each; returns its small results in order, printing progress.
 
     `work` is a function, or a class whose instances, made with `arguments` in `num_actors` actors, are called.
-    An AskewError of a worker is raised here.
+    With `marks`, a folder, each unit's result is noted there when it is done, and a later run of the same
+    units does those alone that are not. An AskewError of a worker is raised here.
     """
+    units = [
+        {**unit, MARK: str(marks / f"{number:06d}.json")} if marks else unit for number, unit in enumerate(units)
+    ]
+    results: dict[int, Unit] = {n: _read(unit) for n, unit in enumerate(units) if _is_done(unit)}
+    left = [n for n in range(len(units)) if n not in results]
+    progress = Progress(doing, len(units), len(results))
+    for number, result in zip(left, _done([units[n] for n in left], work, arguments, num_actors), strict=True):
+        results[number] = result
+        progress.step()
+    return [results[number] for number in range(len(units))]
+
+
+def _done(
+    units: Sequence[Unit], work: Callable[[Unit], Unit] | type, arguments: Sequence[Any], num_actors: int | None
+) -> Iterator[Unit]:
+    """Do the units, and yield their results in order."""
+    if not units:
+        return
     connect()
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    rows = ray.data.from_items(list(units), override_num_blocks=len(units))
+    # as text: Arrow, which Ray Data holds rows in, would give all units the same columns
+    rows = ray.data.from_items([{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units))
     if isinstance(work, type):
         pool = ray.data.ActorPoolStrategy(size=min(num_actors or 1, len(units)))
-        given = (work, tuple(arguments))
-        rows = rows.map(_Actor, fn_constructor_args=given, compute=pool, num_cpus=1)
+        rows = rows.map(_Actor, fn_constructor_args=(work, tuple(arguments)), compute=pool, num_cpus=1)
     else:
         rows = rows.map(_telling, fn_kwargs={"work": work}, num_cpus=1)
-    done, results = Progress(doing, len(units)), []
     for row in rows.iter_rows():
-        if refused := row.pop(REFUSED, None):
-            kind, *words = json.loads(refused)
+        answer = json.loads(row["answer"])
+        if REFUSED in answer:
+            kind, *words = answer[REFUSED]
             raise getattr(errors, kind)(*words)
-        results.append(dict(row))
-        done.step()
-    return results
+        yield answer
 
 
-def _telling(unit: Unit, work: Callable[[Unit], Unit]) -> Unit:
+def _telling(row: dict[str, str], work: Callable[[Unit], Unit]) -> dict[str, str]:
     """Do the work; an AskewError becomes a result, as Ray Data would hide its kind and words in a traceback."""
+    unit = json.loads(row["unit"])
+    mark = unit.pop(MARK, None)
     try:
-        return work(unit)
+        answer = json.dumps(work(unit))
     except errors.AskewError as error:
-        return {REFUSED: json.dumps([type(error).__name__, *error.args])}
+        return {"answer": json.dumps({REFUSED: [type(error).__name__, *error.args]})}
+    if mark:
+        artifacts.write_text(Path(mark), answer)
+    return {"answer": answer}
 
 
 class _Actor:
@@ -78,15 +102,23 @@ class _Actor:
     def __init__(self, kind: type, arguments: tuple[Any, ...]) -> None:
         self._make: Callable[[], Any] = functools.cache(lambda: kind(*arguments))
 
-    def __call__(self, unit: Unit) -> Unit:
-        return _telling(unit, lambda unit: dict(self._make()(unit)))
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        return _telling(row, lambda unit: dict(self._make()(unit)))
+
+
+def _is_done(unit: Unit) -> bool:
+    return MARK in unit and Path(unit[MARK]).exists()
+
+
+def _read(unit: Unit) -> Unit:
+    return dict(json.loads(Path(unit[MARK]).read_bytes()))
 
 
 class Progress:
     """Prints `askew: <doing> 3/8` lines, at most one each two seconds, and the last one always."""
 
-    def __init__(self, doing: str, total: int) -> None:
-        self._doing, self._total, self._count, self._last = doing, total, 0, 0.0
+    def __init__(self, doing: str, total: int, done: int = 0) -> None:
+        self._doing, self._total, self._count, self._last = doing, total, done, 0.0
 
     def step(self, count: int = 1) -> None:
         """Count up, and print when it is time."""

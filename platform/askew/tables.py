@@ -4,8 +4,12 @@ Knows nothing of what the columns mean.
 """
 
 import math
+import os
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from askew.errors import ArtifactError
+
+ROWS_A_PART, BYTES_A_PART = 50_000, 256 << 20
 
 
 def parts(folder: Path) -> list[Path]:
@@ -50,9 +56,81 @@ def column(paths: Sequence[Path], name: str) -> pa.ChunkedArray:
 
 
 def write(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file with page checksums, its folder made if need be."""
+    """Write a Parquet file with page checksums, whole or not at all; its folder is made if need be."""
+    with opened(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+@contextmanager
+def opened(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write a Parquet file by row groups, with page checksums; it appears under its name when it is whole.
+
+    Columns of bytes (photos, pixels) get neither dictionaries nor statistics, and photos are not compressed
+    again: it would only take time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    words = [field.name for field in schema if not pa.types.is_binary(field.type)]
+    packed = {field.name: "none" if field.name == "image" else "zstd" for field in schema}
+    options: dict[str, Any] = {"compression": packed, "use_dictionary": words, "write_statistics": words}
+    with pq.ParquetWriter(temporary, schema, write_page_checksum=True, **options) as writer:
+        yield writer
+    temporary.replace(path)
+
+
+def link(source: Path, path: Path) -> None:
+    """Let a file stand at a second place as well, without a copy where the file system can."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
+class Parts:
+    """Writes rows to Parquet parts of bounded size, each with an array beside it (`.npy`) of as many rows."""
+
+    def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
+        self._folder, self._name, self._schema = folder, name, schema
+        self._made: list[dict[str, Any]] = []
+        self._stack = ExitStack()
+        self._writer: pq.ParquetWriter | None = None
+        self._arrays: list[NDArray[Any]] = []
+        self._rows = self._bytes = 0
+
+    def write(self, rows: pa.Table, beside: NDArray[Any]) -> None:
+        """Append rows as one row group."""
+        if not rows.num_rows:
+            return
+        path = self._folder / f"{self._name}-{len(self._made):03d}.parquet"
+        if self._writer is None:
+            self._writer = self._stack.enter_context(opened(path, self._schema))
+        self._writer.write_table(rows)
+        self._arrays.append(beside)
+        self._rows, self._bytes = self._rows + rows.num_rows, self._bytes + rows.nbytes
+        if self._rows >= ROWS_A_PART or self._bytes >= BYTES_A_PART:
+            self._seal(path)
+
+    def _seal(self, path: Path) -> None:
+        self._stack.close()
+        np.save(path.with_suffix(".npy"), np.concatenate(self._arrays))
+        self._made.append({"path": str(path), "rows": self._rows})
+        self._writer, self._arrays, self._rows, self._bytes = None, [], 0, 0
+
+    def close(self) -> list[dict[str, Any]]:
+        """End the last part; returns path and number of rows of each."""
+        if self._writer is not None:
+            self._seal(self._folder / f"{self._name}-{len(self._made):03d}.parquet")
+        return self._made
+
+
+def cells(photos: NDArray[np.uint8], has: NDArray[np.bool_]) -> pa.Array:
+    """Turn m photos, (m, size, size, 3), into n binary cells, null where `has`, (n,), is false, without a copy."""
+    offsets = np.r_[0, np.cumsum(has)].astype(np.int32) * np.int32(photos[:1].nbytes)
+    valid = np.packbits(has, bitorder="little")
+    buffers = [pa.py_buffer(part) for part in (valid, offsets, np.ascontiguousarray(photos))]
+    return pa.Array.from_buffers(pa.binary(), len(has), buffers)
 
 
 def pixels(column: pa.Array, size: int) -> NDArray[np.uint8]:
