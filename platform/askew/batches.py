@@ -124,10 +124,8 @@ def _lay_out_pairs(folder: Path, tokens: Tokens, length: int, ids: pa.Array, out
     query_ids = pairs["query_id"].combine_chunks()
     firsts = np.flatnonzero(np.r_[True, np.asarray(pc.not_equal(query_ids[1:], query_ids[:-1]))])
     rows = np.cumsum(np.isin(np.arange(len(query_ids)), firsts)) - 1
-    positives, negatives = (
-        pc.index_in(pairs[name].combine_chunks(), value_set=ids).to_numpy().astype(np.int64)
-        for name in ("item_id", "negative_id")
-    )
+    positives = _numbers(pairs["item_id"].combine_chunks(), ids)
+    negatives = _first_negatives(pairs["negatives"].combine_chunks(), ids)
     texts = pairs["query"].combine_chunks().take(pa.array(firsts)).to_pylist()
     np.save(out / "first.npy", np.r_[firsts, len(query_ids)].astype(np.int64))
     np.save(out / "queries.npy", tokens.ids(texts, length))
@@ -140,3 +138,16 @@ def _trimmed(tokens_NL: NDArray[np.int64]) -> NDArray[np.int64]:
     """Cut columns that are padding in every row, so that a short batch costs little."""
     longest = max(1, int((tokens_NL != 0).sum(1).max(initial=1)))
     return np.ascontiguousarray(tokens_NL[:, :longest])
+
+
+def _numbers(item_ids: pa.Array, ids: pa.Array) -> Rows:
+    numbers: Rows = pc.index_in(item_ids, value_set=ids).to_numpy(zero_copy_only=False).astype(np.int64)
+    return numbers
+
+
+def _first_negatives(lists: pa.ListArray, ids: pa.Array) -> Rows:
+    """The number of each pair's first negative; a pair without any gets the item that has its own number."""
+    firsts, there = lists.offsets.to_numpy()[:-1], pc.list_value_length(lists).to_numpy() > 0
+    chosen = np.arange(len(lists), dtype=np.int64) % len(ids)
+    chosen[there] = _numbers(lists.values.field("item_id").take(pa.array(firsts[there])), ids)
+    return chosen

@@ -19,11 +19,12 @@ from typing import Annotated, Any
 
 import httpx
 import psutil
+import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from askew import __version__, artifacts, local
+from askew import __version__, artifacts, local, published
 from askew.errors import ArtifactError, AskewError, DataError, MachineError, RegistryError, StageError
 from askew.registry import Registry
 
@@ -159,7 +160,8 @@ def run(home: Path, ports: local.Ports, data: Path | None = None, train: Sequenc
     """Run the demo and return its report. `train` changes training settings, each as `dotted.key=value`."""
     started = time.monotonic()
     home = home.resolve()
-    queries = QUERIES if data is None else _sample(_checked(data))
+    if data is not None:
+        _checked(data)
     _check_machine(home)
     with _alone(home):
         with console.status("starting Ray and MLflow …"):
@@ -181,7 +183,7 @@ def run(home: Path, ports: local.Ports, data: Path | None = None, train: Sequenc
         evaluation = demo.stage("evaluate", "evaluate.yaml", **which, index=index["artifact"])
         demo.stage("promote", "promote.yaml", model=model["model"], version=model["version"])
         demo.deploy(model["version"])
-        answers = demo.search(queries)
+        answers = demo.search(QUERIES if data is None else _sample(Path(triplets["artifact"])))
         report = _report(demo, data, triplets, model, index, evaluation, answers, time.monotonic() - started)
         artifacts.write_text(home / "report.json", json.dumps(report, indent=1))
         _print_report(report, stack, home)
@@ -240,20 +242,15 @@ def _print_report(report: dict[str, Any], stack: local.Stack, home: Path) -> Non
 
 
 def _checked(data: Path) -> Path:
-    wanted = "a catalogue: items/<split>/*.parquet, <split>.queries.jsonl, <split>.qrels.tsv"
     if not data.is_dir():
-        raise DataError(wanted, f"no folder {data}", "give its path as DATA=…")
-    for pattern in ("items/*/*.parquet", "*.queries.jsonl", "*.qrels.tsv"):
-        if not next(data.glob(pattern), None):
-            raise DataError(wanted, f"no {pattern} in {data}", "see “Your own data” in the README")
+        raise DataError("a catalogue's folder", f"no folder {data}", "give its path as DATA=…")
+    published.recognise(str(data))
     return data
 
 
-def _sample(data: Path) -> tuple[str, ...]:
-    """Four queries spread over the first file of evaluation queries."""
-    paths = sorted(data.glob("*.queries.jsonl"))
-    path = next((p for p in paths if not p.name.startswith("train.")), paths[0])
-    texts = [json.loads(line)["query"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _sample(triplets: Path) -> tuple[str, ...]:
+    """Four queries spread over those of evaluation."""
+    texts = pq.read_table(triplets / "queries", columns=["query"])["query"].to_pylist()
     return tuple(texts[:: max(1, len(texts) // 4)][:4])
 
 

@@ -93,40 +93,76 @@ def report(settings: EvaluateSettings, model: Model) -> dict[str, Any]:
     Raises DataError when there are no queries, items or judgments.
     """
     details = artifacts.read(settings.triplets, "triplets", verify=False).details
-    queries = pq.read_table(settings.triplets / "queries.parquet").to_pydict()
-    qrels = _qrels(settings.triplets / "qrels.parquet")
-    candidates = Candidates.of(settings.triplets, details["candidate_splits"])
-    if not (queries["query_id"] and candidates.item_ids):
-        found = f"{len(queries['query_id'])} queries, {len(candidates.item_ids)} items"
+    queries = pq.read_table(settings.triplets / "queries")
+    qrels = _qrels(settings.triplets / "qrels")
+    groups = [_ranked(group, splits, qrels, model, settings) for group, splits in _groups(queries, details)]
+    if not groups:
+        found = f"{queries.num_rows} queries"
         raise DataError(f"queries and items to evaluate in {settings.triplets}", found, "add an evaluation split")
-    vectors = _query_vectors(model, queries["query"], settings.batch_size)
-    tops, texts = _rank(model, vectors, candidates, settings)
-    tops["bm25"] = Top(*BM25(texts).search(queries["query"], settings.k))
-    scores = {
-        name: metrics.score(
-            qrels, Run(queries["query_id"], candidates.item_ids, top.rows, top.scores),
-            min_relevant=settings.min_relevant,
-        )
-        for name, top in tops.items()
-    }  # fmt: skip
+    scores = {name: Scores.joined([group.scores[name] for group in groups]) for name in groups[0].scores}
     if not scores["fused"].query_ids:
         raise DataError("a query with a relevant item", "none", "lower min_relevant, or judge more")
     print(f"askew: {MAIN} " + ", ".join(f"{n} {s.means()[MAIN]:.4f}" for n, s in scores.items()), flush=True)
-    segment_of = dict(zip(queries["query_id"], queries["segment"], strict=True))
+    segment_of = dict(zip(queries["query_id"].to_pylist(), queries["segment"].to_pylist(), strict=True))
     return {
         "queries": len(scores["fused"].query_ids),
         "left_out": scores["fused"].left_out,
-        "items": len(candidates.item_ids),
+        "items": sum(group.num_items for group in groups),
         "relevant_from": settings.min_relevant or metrics.relevant_from(qrels),
         **_measured(scores, slice(None), settings),
         "segments": _segments(scores, segment_of, settings),
         "comparisons": _comparisons(scores, settings),
-        "index": _index_check(settings, vectors, candidates, tops["fused"]),
+        "index": {
+            "items": groups[0].index["items"],
+            "recall@10": float(
+                np.average([g.index["recall@10"] for g in groups], weights=[g.num_queries for g in groups])
+            ),
+        },
         **({"text_ceiling": details["text_ceiling"]} if "text_ceiling" in details else {}),
     }
 
 
 # --- ranking -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ranked:
+    """Queries that are ranked over the same items, and how well."""
+
+    num_queries: int
+    num_items: int
+    scores: dict[str, Scores]
+    index: dict[str, float]
+
+
+def _groups(queries: pa.Table, details: Mapping[str, Any]) -> list[tuple[pa.Table, list[str]]]:
+    """Part the queries by the splits of items that they are ranked over: those of their split's judged items."""
+    over: dict[tuple[str, ...], list[str]] = {}
+    for split, splits in details["candidates"].items():
+        over.setdefault(tuple(splits), []).append(split)
+    parts = [
+        (queries.filter(pc.is_in(queries["split"], value_set=pa.array(asked))), [*s]) for s, asked in over.items()
+    ]
+    return [(part, splits) for part, splits in parts if part.num_rows]
+
+
+def _ranked(
+    queries: pa.Table, splits: Sequence[str], qrels: Qrels, model: Model, settings: EvaluateSettings
+) -> Ranked:
+    """Rank the items of these splits for each query in every way."""
+    candidates = Candidates.of(settings.triplets, splits)
+    query_ids, words = (queries[name].to_pylist() for name in ("query_id", "query"))
+    vectors = _query_vectors(model, words, settings.batch_size)
+    tops, texts = _rank(model, vectors, candidates, settings)
+    tops["bm25"] = Top(*BM25(texts).search(words, settings.k))
+    scores = {
+        name: metrics.score(
+            qrels, Run(query_ids, candidates.item_ids, top.rows, top.scores), min_relevant=settings.min_relevant
+        )
+        for name, top in tops.items()
+    }
+    index = _index_check(settings, vectors, candidates, tops["fused"])
+    return Ranked(len(query_ids), len(candidates.item_ids), scores, index)
 
 
 @dataclass

@@ -271,11 +271,22 @@ def submit(
         job, ray = same[0], ["job", "logs", "--follow", same[0]]
     else:
         job = prefix + str(sum(str(j["submission_id"]).startswith(prefix) for j in jobs))
-        ray = ["job", "submit", "--submission-id", job, "--runtime-env", "jobs/runtime_env.yaml", "--", *command]
+        environment = _runtime_env(stack, root)
+        ray = ["job", "submit", "--submission-id", job, "--runtime-env", str(environment), "--", *command]
     ray[2:2] = ["--address", stack.dashboard]
     log = stack.home / "logs" / f"{name}.log"
     lines = list(_run([str(BIN / "ray"), *ray], stack.environment, root, log, on_line))
     return _outcome(stack, name, job, lines, log)
+
+
+def _runtime_env(stack: Stack, root: Path) -> Path:
+    """Write `jobs/runtime_env.yaml` again for this stack, whose own folder must not travel with a job."""
+    values = yaml.safe_load((root / "jobs" / "runtime_env.yaml").read_text(encoding="utf-8"))
+    if stack.home.is_relative_to(root):
+        values["excludes"].append(f"/{stack.home.relative_to(root)}")
+    path = stack.home / "runtime_env.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
 
 
 def _jobs(stack: Stack) -> list[dict[str, Any]]:
@@ -304,14 +315,15 @@ def _run(
 
 def _outcome(stack: Stack, name: str, job: str, lines: Sequence[str], log: Path) -> dict[str, Any]:
     for _ in range(20):
-        status = httpx.get(f"{stack.dashboard}/api/jobs/{job}", timeout=30).json().get("status", "unknown")
+        answer = httpx.get(f"{stack.dashboard}/api/jobs/{job}", timeout=30)
+        status = answer.json()["status"] if answer.is_success else "not submitted"
         if status not in ("PENDING", "RUNNING"):
             break
         time.sleep(0.5)
     results = [line for line in lines if line.startswith(RESULT)]
     if status == "SUCCEEDED" and results:
         return dict(json.loads(results[-1].removeprefix(RESULT)))
-    errors = [line for line in lines if "askew: error: " in line] or [line for line in lines if "Error" in line]
+    errors = [line for line in lines if "askew: error: " in line] or [line for line in lines if "Error: " in line]
     found = f"{status}: {errors[-1].split('askew: error: ')[-1] if errors else 'no result'}"
     raise StageError(f"stage {name!r} to succeed", found, f"read {log}")
 

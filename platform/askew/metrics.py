@@ -46,6 +46,13 @@ class Scores:
     values: dict[str, NDArray[np.float64]]
     left_out: int
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Scores]") -> "Scores":
+        """Put the scores of different queries one after the other."""
+        ids = [query_id for part in parts for query_id in part.query_ids]
+        values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
+        return cls(ids, values, sum(part.left_out for part in parts))
+
     def means(self, mask: NDArray[np.bool_] | slice = slice(None)) -> dict[str, float]:
         """The mean of each measure over the queries, or over those of a mask."""
         return {name: float(values[mask].mean()) for name, values in self.values.items()}

@@ -1,71 +1,116 @@
 """Prepare: a catalogue, its queries and its judgments become triplets.
 
-Reads a folder of this layout (the demo's own catalogue has it too):
+The data's files (see docs/sources.md for the layouts) become the artifact "triplets":
 
-    items/<split>/*.parquet     item_id, title, image (bytes), any other columns
-    <split>.queries.jsonl       query_id, query, and if known the segment
-    <split>.qrels.tsv           TREC qrels: query_id 0 item_id grade
+    items/*.parquet        clean items with decoded photos, each in its split
+    pairs/*.parquet        query, positive item, negatives
+    queries/*, qrels/*     what evaluation asks, and its judgments
+    quarantine/*           every record that cannot be used, and why
+    overview.html          what is in it, in numbers and plots
 
-and writes the artifact "triplets": cleaned items with decoded pixels, training pairs with a negative
-each, evaluation queries with their judgments, and a quarantine of every record that cannot be used.
-Knows nothing of models.
+Work is cut into units that depend on the data alone; each is noted when it is done, so that a run that was
+killed goes on, and the bytes are the same whoever did what. Knows nothing of models' insides.
 """
 
+import math
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
 
-from askew import artifacts, datasets, inputs, tables
+from askew import (
+    artifacts,
+    buckets,
+    cleaning,
+    clicks,
+    datasets,
+    overview,
+    pairing,
+    published,
+    records,
+    sources,
+    splits,
+    tables,
+)
+from askew.cleaning import Cleaner, CleanSettings
+from askew.clicks import ClickSettings
 from askew.config import Settings
-from askew.errors import ArtifactError, DataError
+from askew.errors import ArtifactError, DataError, RegistryError
+from askew.fetching import FetchSettings
+from askew.mining import Miner
+from askew.negatives import NegativeSettings
+from askew.pairing import PairSettings
+from askew.register import Register
+from askew.registry import Registry
+from askew.splits import SplitSettings
 
-QUARANTINE = pa.schema([(name, pa.string()) for name in ("kind", "id", "source", "reason", "message")])
-QUERIES = pa.schema([(name, pa.string()) for name in ("query_id", "query", "split", "segment")])
-QRELS = pa.schema([("query_id", pa.string()), ("item_id", pa.string()), ("grade", pa.int64())])
-MAX_TEXT, MAX_ID = 10_000, 512
-ROWS_A_PART = 20_000
+BUCKET_BYTES, CLICK_ROWS = 32 << 20, 2_000_000
 
 
 class PrepareSettings(Settings):
     """Settings of the prepare stage (`jobs/prepare.yaml`)."""
 
-    data: Path
+    data: Annotated[str, BeforeValidator(str)]  # a folder, or a URL that fsspec knows
     root: Path
+    layout: sources.Layout | None = None  # without one, it is recognised by the files
     text_fields: tuple[str, ...] = ("title",)
-    image_size: int = 48
+    kind_field: str = ""
+    trait_fields: tuple[str, ...] = ()
+    image_size: int = Field(default=48, ge=8, le=1024)
+    fetch: FetchSettings = FetchSettings()
     train_split: str = "train"
     positive_grade: int | None = None
-    max_quarantined_fraction: float = 0.05
+    clicks: ClickSettings = ClickSettings()
+    splits: SplitSettings = SplitSettings()
+    negatives: NegativeSettings = NegativeSettings()
+    max_quarantined_fraction: float = Field(default=0.05, ge=0, le=1)
+    unit_bytes: int = Field(default=32 << 20, ge=1)
     seed: int = 0
+    tracking_uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
 
     def content(self) -> dict[str, Any]:
-        """What of the settings determines the triplets: all but where they are read and written."""
-        return self.model_dump(mode="json", exclude={"data", "root"})
+        """What of the settings determines the triplets: not the places, nor what is too bad."""
+        return self.model_dump(mode="json", exclude={"data", "root", "tracking_uri", "max_quarantined_fraction"})
+
+    def clean(self) -> CleanSettings:
+        """The part of the settings that says what a clean item is."""
+        names = CleanSettings.model_fields
+        return CleanSettings.model_validate({n: v for n, v in self.model_dump().items() if n in names})
 
 
 def prepare(settings: PrepareSettings) -> dict[str, Any]:
     """Make the triplets of a catalogue. Raises DataError when the data cannot be used."""
-    sources = {path.relative_to(settings.data).as_posix(): path for path in _sources(settings)}
-    fingerprints = {name: artifacts.sha256(path) for name, path in sources.items()}
-    key = artifacts.key("triplets", settings.content(), fingerprints)
-    folder = artifacts.place(settings.root, "triplets", key)
+    settings = settings.model_copy(
+        update={"root": settings.root.absolute(), "data": sources.located(settings.data)}
+    )
+    layout = settings.layout or published.recognise(settings.data)
+    settings = settings.model_copy(update={"layout": layout})
+    tabs = [tab for kind in LISTS for tab in getattr(layout, kind)]
+    if not layout.items and not layout.triplets:
+        raise DataError(f"items in {settings.data}", "a layout without any", "name their files under items")
+    prints = {name: value for tab in tabs for name, value in sources.fingerprint(tab, settings.data).items()}
+    miner = Miner.of(settings.negatives, settings.tracking_uri, settings.root)
+    prints |= miner.inputs if miner else {}
+    folder = artifacts.place(settings.root, "triplets", artifacts.key("triplets", settings.content(), prints))
     try:
         return _result(folder, artifacts.read(folder, "triplets"), skipped=True)
     except ArtifactError:
         pass
-    with artifacts.draft(settings.root, "triplets", settings.content(), fingerprints) as draft:
-        quarantine = [*_items(settings, draft), *_judgments(settings, draft)]
-        _seal_quarantine(settings, draft, quarantine)
-    return _result(folder, artifacts.read(folder, "triplets", verify=False), skipped=False)
+    with artifacts.draft(settings.root, "triplets", settings.content(), prints, resume=True) as draft:
+        Preparation(settings, layout, draft, miner).run()
+    manifest = artifacts.read(folder, "triplets", verify=False)
+    _log(settings, folder, manifest)
+    return _result(folder, manifest, skipped=False)
+
+
+LISTS = ("items", "queries", "judgments", "clicks", "triplets")
 
 
 def _result(folder: Path, manifest: artifacts.Manifest, skipped: bool) -> dict[str, Any]:
@@ -75,300 +120,291 @@ def _result(folder: Path, manifest: artifacts.Manifest, skipped: bool) -> dict[s
     }  # fmt: skip
 
 
-def _sources(settings: PrepareSettings) -> list[Path]:
-    data = settings.data
-    wanted = "a folder with items/<split>/*.parquet, <split>.queries.jsonl and <split>.qrels.tsv"
-    do = "give its path as data=…"
-    if not data.is_dir():
-        raise DataError(wanted, f"no folder {data}", do)
-    items, queries, qrels = (sorted(data.glob(g)) for g in ("items/*/*.parquet", "*.queries.jsonl", "*.qrels.tsv"))
-    for found, what in ((items, "items/<split>/*.parquet"), (queries, "*.queries.jsonl"), (qrels, "*.qrels.tsv")):
-        if not found:
-            raise DataError(wanted, f"no {what} in {data}", do)
-    if data / f"{settings.train_split}.queries.jsonl" not in queries:
-        raise DataError(f"{settings.train_split}.queries.jsonl in {data}", "none", "name the split train_split=…")
-    return [*items, *queries, *qrels]
-
-
-# --- items ---------------------------------------------------------------------------------------
-
-
-def _items(settings: PrepareSettings, draft: artifacts.Draft) -> list[dict[str, str]]:
-    """Clean all items, a part for each row group of the input; returns what was quarantined."""
-    units = [
-        {"source": str(path), "group": group, "part": str(draft.folder / "items")}
-        for path in sorted(settings.data.glob("items/*/*.parquet"))
-        for group in range(_row_groups(path))
-    ]
-    for number, unit in enumerate(units):
-        unit["part"] = f"{unit['part']}/part-{number:05d}.parquet"
-    values = settings.model_dump(mode="json")
-    results = datasets.spread(
-        units, lambda unit: clean_items(unit, PrepareSettings(**values)), "prepared item parts"
-    )
-    paths = tables.parts(draft.folder / "items")
-    bad = [record for r in results for record in r["quarantine"]] + _duplicates(paths)
-    has_image = tables.column(paths, "has_image")
-    draft.counts["items"] = len(has_image)
-    draft.counts["items_without_image"] = len(has_image) - (pc.sum(has_image).as_py() or 0)
-    if not len(has_image):
-        raise DataError(
-            "items with an id and a text", "none that can be used", "see the columns that prepare reads"
-        )
-    return bad
-
-
-def _row_groups(path: Path) -> int:
+def _log(settings: PrepareSettings, folder: Path, manifest: artifacts.Manifest) -> None:
+    """Log counts and overview to MLflow; without a server the artifact has them all the same."""
+    if not settings.tracking_uri:
+        return
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"a Parquet file at {path}", str(error), "copy it again") from error
-    if missing := {"item_id", "title"} - set(file.schema_arrow.names):
-        names = ", ".join(file.schema_arrow.names)
-        raise DataError(f"columns item_id and title in {path}", names, f"add {', '.join(sorted(missing))}")
-    return int(file.num_row_groups)
+        registry = Registry(settings.tracking_uri)
+        params = {"data": settings.data, "key": manifest.key}
+        run = registry.start_run("triplets", folder.name, params, {"askew.triplets_key": manifest.key})
+        registry.log_metrics(run, {name: float(count) for name, count in manifest.counts.items()})
+        registry.log_files(run, folder / OVERVIEW, "overview")
+        registry.end_run(run)
+    except RegistryError as error:
+        print(f"askew: warning: the overview is not logged: {error}", flush=True)
 
 
-def clean_items(unit: Mapping[str, Any], settings: PrepareSettings) -> dict[str, Any]:
-    """Clean one row group of items into one part: text normalised, photo decoded; returns what was set aside."""
-    source = Path(unit["source"])
-    with pq.ParquetFile(source) as file:
-        table = file.read_row_group(unit["group"])
-    rows, bad = [], []
-    for record in table.to_pylist():
-        try:
-            rows.append(_item(record, source.parent.name, settings))
-        except DataError as error:
-            bad.append(_bad("item", str(record.get("item_id"))[:MAX_ID], source.name, error))
-    for row in rows:
-        if row["problem"]:
-            bad.append(_bad("image", row["item_id"], source.name, row["problem"]))
-        row.pop("problem")
-    tables.write(Path(unit["part"]), pa.Table.from_pylist(rows, _schema(table.schema)))
-    return {"quarantine": bad}
+OVERVIEW = "overview.html"
 
 
-def _schema(source: pa.Schema) -> pa.Schema:
-    fields = pa.struct([f for f in source if f.name not in ("item_id", "title", "image")])
-    names = [(n, pa.string()) for n in ("item_id", "split", "title", "text")]
-    return pa.schema(
-        [*names, ("fields", fields), ("image", pa.binary()), ("pixels", pa.binary()), ("has_image", pa.bool_())]
-    )
+class Preparation:
+    """One run over a catalogue: items, then judgments, then pairs."""
 
+    def __init__(
+        self, settings: PrepareSettings, layout: sources.Layout, draft: artifacts.Draft, miner: Miner | None
+    ) -> None:
+        self.settings, self.layout, self.draft, self.miner = settings, layout, draft, miner
+        self.work = draft.folder / artifacts.WORK
+        self.tally = overview.Tally()
+        self.counts: Counter[str] = Counter()
 
-def _item(record: dict[str, Any], split: str, settings: PrepareSettings) -> dict[str, Any]:
-    item_id, image = record.pop("item_id"), record.pop("image", None)
-    if not isinstance(item_id, str) or not item_id.strip() or len(item_id) > MAX_ID or not item_id.isprintable():
-        raise DataError(f"an item_id of 1 to {MAX_ID} printable characters", repr(item_id)[:80], "mend the id")
-    text = inputs.clean(" ".join(str(record.get(f) or "") for f in settings.text_fields))
-    title = inputs.clean(str(record.pop("title") or "")) or text
-    if not text or len(text) > MAX_TEXT:
-        raise DataError(
-            f"a text of 1 to {MAX_TEXT:,} characters", f"{len(text):,}", f"mend {settings.text_fields}"
+    def run(self) -> None:
+        """Do all phases, and state what came of them in the draft."""
+        self._items()
+        highest = self._scatter()
+        results = self._pair(highest)
+        self._seal(results)
+
+    # --- items -----------------------------------------------------------------------------------
+
+    def _items(self) -> None:
+        fields = cleaning.fields(self.layout, self.settings.data)
+        units, values, work = (
+            self._units("items", "triplets"),
+            self.settings.clean().model_dump(mode="json"),
+            self.work,
         )
-    pixels, problem = None, None
-    if image is not None:
-        try:
-            pixels = inputs.pixels(image, settings.image_size).tobytes()
-        except DataError as error:
-            image, problem = None, error
-    return {
-        "item_id": item_id, "split": split, "title": title, "text": text, "fields": record,
-        "image": image, "pixels": pixels, "has_image": pixels is not None, "problem": problem,
-    }  # fmt: skip
 
+        def clean(unit: datasets.Unit) -> datasets.Unit:
+            cleaner = Cleaner(unit["table"], values, fields, unit["list"] == "triplets")
+            return cleaner.clean(unit["unit"], work, unit["number"])
 
-def _bad(kind: str, record_id: str, source: str, error: DataError) -> dict[str, str]:
-    return {"kind": kind, "id": record_id, "source": source, "reason": error.wanted, "message": str(error)}
+        results = datasets.spread(units, clean, "cleaned units of items", marks=work / "marks-items")
+        for result in results:
+            self.tally.merge(overview.Tally.from_json(result["tally"]))
+        parts = [Path(part["path"]) for result in results for part in result["parts"]]
+        self.names = [*cleaning.names_of(results), splits.ASIDE, splits.NEW]
+        everything = self._register(results, parts)
+        if not len(everything):
+            raise DataError("items with an id and a text", "none that can be used", _top(self._set_aside()))
+        keep, again = self._repeated(everything, parts)
+        self._split(everything, keep)
+        self._finish(parts, everything, keep)
+        self.counts["items"], self.counts["items_repeated"] = int(keep.sum()), again
+        self.counts["items_without_image"] = int((everything.rows["photo"][keep] == 0).sum())
 
-
-def _duplicates(paths: list[Path]) -> list[dict[str, str]]:
-    """Drop items whose id stood in an earlier row, rewriting the parts that hold them."""
-    seen: set[str] = set()
-    bad = []
-    for path in paths:
-        ids = tables.column([path], "item_id").to_pylist()
-        keep = [not (i in seen or seen.add(i)) for i in ids]  # type: ignore[func-returns-value]
-        if all(keep):
-            continue
-        bad += [
-            _bad("item", i, path.name, DataError("an item_id that stands once", "a second one", "mend the id"))
-            for i, kept in zip(ids, keep, strict=True)
-            if not kept
+    def _units(self, *lists: str) -> list[datasets.Unit]:
+        """Cut the files of these lists of tables into numbered units."""
+        found = [
+            {"list": name, "table": tab.model_dump(mode="json"), "unit": unit}
+            for name in lists
+            for tab in getattr(self.layout, name)
+            for unit in sources.units(tab, self.settings.data, self.settings.unit_bytes)
         ]
-        tables.write(path, pq.read_table(path).filter(pa.array(keep)))
-    return bad
+        return [{**unit, "number": number} for number, unit in enumerate(found)]
 
+    def _register(self, results: Sequence[Mapping[str, Any]], parts: Sequence[Path]) -> Register:
+        recode = [
+            np.array([self.names.index(name) for name in result["splits"]], dtype=np.uint8)
+            for result in results
+            for _ in result["parts"]
+        ]
+        return Register.gather([part.with_suffix(".npy") for part in parts], self.work / "everything", recode)
 
-# --- queries and judgments -----------------------------------------------------------------------
+    def _repeated(self, everything: Register, parts: Sequence[Path]) -> tuple[np.ndarray, int]:
+        """Keep the first item of each id; one of other content is set aside, one of the same content counted."""
+        numbers, same = everything.repeated()
+        keep = np.ones(len(everything), dtype=np.bool_)
+        keep[numbers] = False
+        starts = np.r_[0, np.cumsum([pq.read_metadata(part).num_rows for part in parts])]
+        found = []
+        for part, number in zip(
+            np.searchsorted(starts, numbers[~same], side="right") - 1, numbers[~same], strict=True
+        ):
+            ids = tables.column([parts[part]], "item_id")
+            message = "an earlier item of other content has this id"
+            item_id = ids[int(number - starts[part])].as_py()
+            found.append(records.bad("item", item_id, f"item {number:,}", "conflicting_id", message))
+        tables.write(self.work / "quarantine" / "repeated.parquet", records.table(found))
+        return keep, int(same.sum())
 
+    def _split(self, everything: Register, keep: np.ndarray) -> None:
+        """Give each item its final split: set aside what leaks, or tell new items from the training's."""
+        rows, how = everything.rows, self.settings.splits
+        given = {name for name in self.names if name not in (cleaning.ALL, splits.ASIDE, splits.NEW)}
+        make = how.make if how.make != "auto" else "given" if given else "four"
+        self.how = how.model_copy(update={"make": make})
+        labels = splits.groups(rows, how)
+        train = self._number(self.settings.train_split)
+        if make == "four":
+            new = splits.chosen(splits.group_keys(rows["id"], labels), how.new_items, self.settings.seed, 0)
+            self.split = np.where(new, self.names.index(splits.NEW), train).astype(np.uint8)
+            return
+        named_none = rows["split"] == (self.names.index(cleaning.ALL) if cleaning.ALL in self.names else 255)
+        self.split = np.where(named_none, train, rows["split"]).astype(np.uint8)
+        again = np.flatnonzero(~keep)  # an item of evaluation is not trained on, in whichever order it came
+        first = everything.find(rows["id"][again])
+        moved = (self.split[first] == train) & (self.split[again] != train)
+        self.split[first[moved]] = self.split[again[moved]]
+        leaks = np.flatnonzero(keep)
+        leaks = leaks[splits.set_aside(labels[keep], self.split[keep], self.names, self.settings.train_split)]
+        self.split[leaks] = self.names.index(splits.ASIDE)
+        self.counts["items_aside"] = len(leaks)
 
-def _judgments(settings: PrepareSettings, draft: artifacts.Draft) -> list[dict[str, str]]:
-    """Write training pairs, evaluation queries and qrels; returns what was quarantined."""
-    paths = tables.parts(draft.folder / "items")
-    ids = tables.column(paths, "item_id").combine_chunks()
-    splits = tables.column(paths, "split").combine_chunks()
-    bad: list[dict[str, str]] = []
-    queries, qrels = [], []
-    for path in sorted(settings.data.glob("*.queries.jsonl")):
-        split = path.name.removesuffix(".queries.jsonl")
-        asked, judged = _read_queries(path, split, bad), _read_qrels(settings.data, split)
-        judged = _known(judged, asked["query_id"], ids, split, bad)
-        if split == settings.train_split:
-            pool = ids.filter(pc.equal(splits, split))
-            _write_pairs(asked, judged, pool, settings, draft)
-        else:
-            queries.append(asked)
-            qrels.append(judged)
-    queries_table, qrels_table = (
-        pa.concat_tables([QUERIES.empty_table(), *queries]),
-        pa.concat_tables([QRELS.empty_table(), *qrels]),
-    )
-    tables.write(draft.folder / "queries.parquet", queries_table)
-    tables.write(draft.folder / "qrels.parquet", qrels_table)
-    draft.counts |= {"queries": queries_table.num_rows, "judgments": qrels_table.num_rows}
-    draft.details |= {
-        "image_size": settings.image_size,
-        "text_fields": list(settings.text_fields),
-        "candidate_splits": _candidates(qrels_table, ids, splits),
-        **_made_up(settings.data),
-    }
-    return bad
+    def _number(self, name: str) -> int:
+        if name not in self.names:
+            self.names.append(name)
+        return self.names.index(name)
 
+    def _finish(self, parts: Sequence[Path], everything: Register, keep: np.ndarray) -> None:
+        """Write the final parts of items, their register and their ids."""
+        np.save(self.work / "keep.npy", keep)
+        np.save(self.work / "split.npy", self.split)
+        rows = [pq.read_metadata(part).num_rows for part in parts]
+        starts = np.r_[0, np.cumsum(rows)].tolist()
+        names, work, out = self.names, self.work, self.draft.folder / "items"
+        units: list[datasets.Unit] = [
+            {"source": str(part), "start": start, "out": str(out / f"part-{number:05d}.parquet")}
+            for number, (part, start) in enumerate(zip(parts, starts, strict=False))
+        ]
 
-def _read_queries(path: Path, split: str, bad: list[dict[str, str]]) -> pa.Table:
-    try:
-        table = pyarrow.json.read_json(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"one JSON object a line in {path}", str(error), "mend the file") from error
-    if missing := {"query_id", "query"} - set(table.column_names):
-        raise DataError(f"keys query_id and query in {path}", ", ".join(table.column_names), f"add {missing}")
-    if "segment" not in table.column_names:
-        table = table.append_column("segment", pa.array(["all"] * table.num_rows))
-    texts = [inputs.clean(q or "") for q in table["query"].to_pylist()]
-    keep = [0 < len(t) <= MAX_TEXT for t in texts]
-    wrong = DataError(f"a query of 1 to {MAX_TEXT:,} characters", "an empty or longer one", "mend the query")
-    bad += [
-        _bad("query", str(i), path.name, wrong)
-        for i, kept in zip(table["query_id"].to_pylist(), keep, strict=True)
-        if not kept
-    ]
-    columns = [table["query_id"].cast(pa.string()), pa.array(texts), pa.array([split] * len(texts))]
-    return pa.table([*columns, table["segment"].cast(pa.string())], schema=QUERIES).filter(pa.array(keep))
+        def finish(unit: datasets.Unit) -> datasets.Unit:
+            keep, split = (np.load(work / f"{name}.npy", mmap_mode="r") for name in ("keep", "split"))
+            cleaning.finish(Path(unit["source"]), unit["start"], Path(unit["out"]), keep, split, names)
+            return {}
 
+        datasets.spread(units, finish, "finished parts of items", marks=work / "marks-finished")
+        everything.kept(keep, self.split, self.work / "register")
+        counts = np.bincount(self.split[keep], minlength=len(self.names))
+        self.tally.count("splits", {f"items of {n}": int(c) for n, c in zip(self.names, counts, strict=True) if c})
+        with (
+            pa.OSFile(str(self.work / buckets.IDS), "wb") as sink,
+            pa.ipc.new_file(sink, pa.schema([("id", pa.string())])) as file,
+        ):
+            for batch in tables.batches(tables.parts(out), ["item_id"], 65_536):
+                file.write_batch(batch.rename_columns(["id"]))
 
-def _read_qrels(data: Path, split: str) -> pa.Table:
-    path = data / f"{split}.qrels.tsv"
-    if not path.is_file():
-        raise DataError(f"judgments of {split}.queries.jsonl", f"no {path}", "add it")
-    try:
-        table = pyarrow.csv.read_csv(
-            path,
-            read_options=pyarrow.csv.ReadOptions(column_names=["query_id", "zero", "item_id", "grade"]),
-            parse_options=pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types={"query_id": pa.string(), "item_id": pa.string(), "grade": pa.int64()}
-            ),
+    # --- queries, judgments and clicks -----------------------------------------------------------
+
+    def _scatter(self) -> int | None:
+        """Clean queries, judgments and clicks into buckets; returns the highest grade there is."""
+        files = {f for name in LISTS[1:] for tab in getattr(self.layout, name) for f in tab.files}
+        total = sum(sources.find(self.settings.data, files).values()) if files else 0
+        self.num_buckets = max(1, math.ceil(total / BUCKET_BYTES))
+        units, work, grades, num_buckets = self._units(*LISTS[1:]), self.work, self.layout.grades, self.num_buckets
+
+        def scatter(unit: datasets.Unit) -> datasets.Unit:
+            return buckets.Scattering(unit, work, grades, num_buckets).run()
+
+        results = datasets.spread(units, scatter, "read units of judgments", marks=work / "marks-judgments")
+        self.propensity = self._propensities()
+        found = [r["highest"] for r in results if r["highest"] is not None]
+        return max([*found, *([len(self.settings.clicks.thresholds)] if self.propensity else [])], default=None)
+
+    def _propensities(self) -> dict[int, float]:
+        """Estimate how often positions are clicked, from so many buckets as hold CLICK_ROWS rows."""
+        paths = sorted((self.work / "clicks").glob("*.parquet"))
+        found = [clicks.totals(clicks.SCHEMA.empty_table())]
+        for bucket in range(self.num_buckets) if paths else ():
+            found.append(clicks.totals(pairing.gathered(paths, bucket, clicks.SCHEMA)))
+            if sum(map(len, found)) > CLICK_ROWS:
+                break
+        return clicks.propensities(pa.concat_tables(found), self.settings.clicks) if paths else {}
+
+    # --- pairs -----------------------------------------------------------------------------------
+
+    def _pair(self, highest: int | None) -> list[dict[str, Any]]:
+        if highest is None and (self.layout.queries or self.layout.triplets):
+            raise DataError("judgments of known items", "none that can be used", _top(self._set_aside()))
+        positive = self.settings.positive_grade if self.settings.positive_grade is not None else highest or 1
+        self.positive_grade = positive
+        values = PairSettings(
+            train_split=self.settings.train_split, positive_grade=positive, seed=self.settings.seed,
+            splits=self.how, negatives=self.settings.negatives,
+        )  # fmt: skip
+        if self.miner:
+            self.miner.ready(self.draft.folder / "items", self._trained(), self.work)
+        pairer = buckets.Pairer(
+            self.draft.folder,
+            values,
+            self.names,
+            self._trained(),
+            self.propensity,
+            self.settings.clicks,
+            self.miner,
         )
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"query_id 0 item_id grade, tab separated, in {path}", str(error), "mend the line"
-        ) from error
-    return table.select(QRELS.names)
+        units: list[datasets.Unit] = [{"bucket": bucket} for bucket in range(self.num_buckets)]
+        marks = self.work / "marks-pairs"
+        return datasets.spread(
+            units, lambda unit: pairer.run(unit["bucket"]), "paired buckets of queries", marks=marks
+        )
+
+    def _trained(self) -> list[str]:
+        return [self.settings.train_split]
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def _seal(self, results: Sequence[Mapping[str, Any]]) -> None:
+        candidates: dict[str, set[str]] = {}
+        for result in results:
+            self.tally.merge(overview.Tally.from_json(result["tally"]))
+            self.counts.update(result["counts"])
+            for split, found in result["candidates"].items():
+                candidates.setdefault(split, set()).update(found)
+        names = ("pairs", "train_queries", "queries", "judgments")
+        self.draft.counts |= {name: 0 for name in names} | dict(sorted(self.counts.items()))
+        if not self.draft.counts["pairs"]:
+            grade, split = self.positive_grade, self.settings.train_split
+            wanted = f"a pair of a query and an item of split {split!r}, judged {grade} or higher"
+            raise DataError(wanted, "none", _top(self._set_aside()))
+        if empty := sorted(split for split, found in candidates.items() if not found):
+            print(f"askew: warning: no query with a positive is left in {', '.join(empty)}", flush=True)
+        self.draft.details |= {
+            "image_size": self.settings.image_size,
+            "text_fields": list(self.settings.text_fields),
+            "positive_grade": self.positive_grade,
+            "splits": self.how.make,
+            "candidates": {split: sorted(found) for split, found in sorted(candidates.items()) if found},
+            **_made_up(self.settings.data),
+        }
+        self._seal_quarantine()
+        facts = {"triplets of": self.settings.data.rsplit("/", 1)[-1], **self.draft.counts}
+        artifacts.write_text(self.draft.folder / OVERVIEW, overview.page(self.tally, facts))
+        artifacts.write_text(self.draft.folder / "statistics.json", self.tally.to_json())
+
+    def _set_aside(self) -> list[Path]:
+        return sorted((self.work / "quarantine").glob("*.parquet"))
+
+    def _seal_quarantine(self) -> None:
+        """Write the quarantine, count it by reason, and fail when it is more than the settings allow."""
+        reasons: Counter[str] = Counter()
+        for path in self._set_aside():
+            found = pq.read_table(path)
+            if found.num_rows or path.name == "repeated.parquet":
+                tables.write(self.draft.folder / "quarantine" / path.name, found)
+            reasons.update(_reasons(found))
+        bad, counts = sum(reasons.values()), self.draft.counts
+        self.draft.details["quarantined"] = dict(sorted(reasons.items()))
+        self.tally.count("quarantined", reasons)
+        total = bad + counts["items"] + counts["judgments"] + counts["queries"] + counts["train_queries"]
+        counts["quarantined"] = bad
+        top = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common(3))
+        if bad:
+            print(f"askew: quarantined {bad:,} of {total:,} records: {top}", flush=True)
+        most = self.settings.max_quarantined_fraction
+        if total and bad / total > most:
+            wanted = f"at most {100 * most:g} % of records quarantined"
+            where = f"mend the data, or raise max_quarantined_fraction; {self.work / 'quarantine'} has them all"
+            raise DataError(wanted, f"{bad:,} of {total:,}: {top}", where)
 
 
-def _known(
-    judged: pa.Table, query_ids: pa.ChunkedArray, item_ids: pa.Array, split: str, bad: list[dict[str, str]]
-) -> pa.Table:
-    """Keep judgments of known queries and items with a grade of at least 0, each pair once."""
-    checks = {
-        "a known query": pc.is_in(judged["query_id"], value_set=query_ids.combine_chunks()),
-        "a known item": pc.is_in(judged["item_id"], value_set=item_ids),
-        "a grade of at least 0": pc.greater_equal(judged["grade"], 0),
-    }
-    keep = pa.array(np.ones(judged.num_rows, dtype=bool))
-    for wanted, holds in checks.items():
-        wrong = judged.filter(pc.and_(keep, pc.invert(holds)))
-        for row in wrong.to_pylist():
-            error = DataError(wanted, f"{row['query_id']} {row['item_id']} {row['grade']}", "mend the judgment")
-            bad.append(_bad("judgment", f"{row['query_id']}/{row['item_id']}", f"{split}.qrels.tsv", error))
-        keep = pc.and_(keep, holds)
-    kept = judged.filter(keep).group_by(["query_id", "item_id"]).aggregate([("grade", "max")])
-    return kept.rename_columns(QRELS.names).cast(QRELS).sort_by([(n, "ascending") for n in QRELS.names[:2]])
+def _reasons(found: pa.Table) -> Counter[str]:
+    names = pc.binary_join_element_wise(found["kind"], found["reason"], "/")
+    return Counter({v["values"].as_py(): v["counts"].as_py() for v in pc.value_counts(names)})
 
 
-def _candidates(qrels: pa.Table, ids: pa.Array, splits: pa.Array) -> list[str]:
-    """The splits with a judged item: what an evaluation query is ranked over."""
-    judged = pc.is_in(ids, value_set=qrels["item_id"].combine_chunks())
-    return sorted(pc.unique(splits.filter(judged)).to_pylist())
+def _top(paths: Sequence[Path]) -> str:
+    reasons: Counter[str] = Counter()
+    for path in paths:
+        reasons.update(_reasons(pq.read_table(path)))
+    top = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common(3))
+    return f"mend the data (set aside: {top or 'nothing'})"
 
 
-def _write_pairs(
-    asked: pa.Table, judged: pa.Table, pool: pa.Array, settings: PrepareSettings, draft: artifacts.Draft
-) -> None:
-    """Write (query, positive, negative) rows, sorted by query and item, in parts of bounded size."""
-    judged = judged.filter(pc.is_in(judged["item_id"], value_set=pool))
-    best = settings.positive_grade if settings.positive_grade is not None else pc.max(judged["grade"]).as_py()
-    if best is None:
-        raise DataError("judgments of training items", "none", f"check {settings.train_split}.qrels.tsv")
-    positive = np.asarray(pc.greater_equal(judged["grade"], best))
-    query = pc.index_in(judged["query_id"], value_set=asked["query_id"].combine_chunks()).to_numpy()
-    item = pc.index_in(judged["item_id"], value_set=pool).to_numpy()
-    chosen = negatives(query, item, positive, len(pool), settings.seed)
-    pairs = judged.filter(pa.array(positive)).append_column("negative_id", pool.take(pa.array(chosen)))
-    pairs = pairs.append_column("query", asked["query"].take(pa.array(query[positive])))
-    for number, start in enumerate(range(0, pairs.num_rows, ROWS_A_PART)):
-        path = draft.folder / "pairs" / f"part-{number:05d}.parquet"
-        tables.write(path, pairs.slice(start, ROWS_A_PART))
-    draft.counts |= {"pairs": pairs.num_rows, "train_queries": len(pc.unique(pairs["query_id"]))}
-
-
-def negatives(
-    query: NDArray[np.int64], item: NDArray[np.int64], positive: NDArray[np.bool_], num_items: int, seed: int
-) -> NDArray[np.int64]:
-    """Choose an item for each positive judgment: one judged worse for its query, else a random one not positive.
-
-    All three arrays have a row for each judgment, sorted by query. Returns one item a positive row.
-    """
-    random = np.random.default_rng(seed)
-    keys = np.sort(query[positive] * num_items + item[positive])
-    asked = query[positive]
-    worse_query, worse_item = query[~positive], item[~positive]
-    first, last = np.searchsorted(worse_query, asked), np.searchsorted(worse_query, asked, side="right")
-    chosen = random.integers(num_items, size=len(asked))
-    for _ in range(20):  # a random item is positive with small chance: draw again where it is
-        again = _contains(keys, asked * num_items + chosen)
-        if not again.any():
-            break
-        chosen[again] = random.integers(num_items, size=int(again.sum()))
-    judged = last > first
-    offset = (random.random(len(asked)) * (last - first)).astype(np.int64)
-    chosen[judged] = worse_item[(first + offset)[judged]]
-    return chosen
-
-
-def _contains(sorted_keys: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.bool_]:
-    at = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-    found: NDArray[np.bool_] = sorted_keys[at] == keys
-    return found
-
-
-def _made_up(data: Path) -> dict[str, Any]:
+def _made_up(data: str) -> dict[str, Any]:
     """What the demo's own catalogue states of itself; nothing for a shop's data."""
     try:
-        return {"made_up": True, **artifacts.read(data, "catalogue", verify=False).details}
-    except ArtifactError:
+        return {"made_up": True, **artifacts.read(Path(data), "catalogue", verify=False).details}
+    except (ArtifactError, OSError):
         return {"made_up": False}
-
-
-def _seal_quarantine(settings: PrepareSettings, draft: artifacts.Draft, bad: list[dict[str, str]]) -> None:
-    tables.write(draft.folder / "quarantine" / "part-00000.parquet", pa.Table.from_pylist(bad, QUARANTINE))
-    reasons = Counter(f"{b['kind']}: wanted {b['reason']}" for b in bad)
-    draft.details["quarantined"] = dict(reasons.most_common())
-    draft.counts["quarantined"] = len(bad)
-    total = len(bad) + draft.counts["items"] + draft.counts["pairs"] + draft.counts["judgments"]
-    if bad:
-        print(f"askew: quarantined {len(bad):,} of {total:,} records: {dict(reasons.most_common(3))}", flush=True)
-    if len(bad) > settings.max_quarantined_fraction * total:
-        wanted = f"at most {settings.max_quarantined_fraction:.0%} of records quarantined"
-        raise DataError(wanted, f"{len(bad):,} of {total:,}: {dict(reasons.most_common(3))}", "mend the data")
