@@ -7,10 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from askew import demo
+from askew import demo, tables
 
 RUN = CliRunner()
 
@@ -29,22 +30,14 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert f"found no folder {tmp_path / 'absent'}; give its path as DATA=…" in line
 
 
-@pytest.mark.parametrize(
-    ("files", "missing"),
-    [
-        ([], "items/*/*.parquet"),
-        (["items/train/a.parquet"], "*.queries.jsonl"),
-        (["items/train/a.parquet", "train.queries.jsonl"], "*.qrels.tsv"),
-    ],
-)
-def test_a_folder_that_is_no_catalogue(tmp_path: Path, files: list[str], missing: str) -> None:
+def test_a_folder_that_is_no_catalogue(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    for file in files:
-        (data / file).parent.mkdir(parents=True, exist_ok=True)
-        (data / file).touch()
+    (data / "letter.txt").touch()
     line = says("up", "--home", str(tmp_path / "home"), "--data", str(data))
-    assert f"found no {missing} in {data}" in line
+    assert f"wanted a known layout in {data}: " in line
+    assert "items/<split>/*.parquet" in line
+    assert "found letter.txt;" in line
 
 
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,10 +71,9 @@ def test_a_port_that_is_none(tmp_path: Path, arguments: list[str]) -> None:
     assert arguments[1] in done.stderr
 
 
-def test_queries_are_spread_over_the_file(tmp_path: Path) -> None:
-    lines = [f'{{"query_id": "{n}", "query": "query {n}"}}\n' for n in range(40)]
-    (tmp_path / "val.queries.jsonl").write_text("".join(lines))
-    (tmp_path / "train.queries.jsonl").write_text('{"query_id": "x", "query": "trained on"}\n')
+def test_queries_are_spread_over_those_of_evaluation(tmp_path: Path) -> None:
+    queries = pa.table({"query": [f"query {n}" for n in range(40)]})
+    tables.write(tmp_path / "queries" / "part-00000.parquet", queries)
     assert demo._sample(tmp_path) == ("query 0", "query 10", "query 20", "query 30")
 
 

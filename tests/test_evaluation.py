@@ -98,7 +98,7 @@ def make_triplets(
             for i, q in enumerate(queries)
         ]
         schema = pa.schema([(n, pa.string()) for n in ("query_id", "query", "split", "segment")])
-        tables.write(draft.folder / "queries.parquet", pa.Table.from_pylist(rows, schema))
+        tables.write(draft.folder / "queries" / "part-00000.parquet", pa.Table.from_pylist(rows, schema))
         qrels = [
             {
                 "query_id": row["query_id"],
@@ -109,8 +109,8 @@ def make_triplets(
             for c in COLOURS
         ]
         schema = pa.schema([("query_id", pa.string()), ("item_id", pa.string()), ("grade", pa.int64())])
-        tables.write(draft.folder / "qrels.parquet", pa.Table.from_pylist(qrels, schema))
-        draft.details |= {"candidate_splits": ["val"], "image_size": SIZE, **details}
+        tables.write(draft.folder / "qrels" / "part-00000.parquet", pa.Table.from_pylist(qrels, schema))
+        draft.details |= {"candidates": {"val": ["val"]}, "image_size": SIZE, **details}
     return next(root.glob("triplets-*"))
 
 
@@ -223,7 +223,7 @@ def test_an_index_of_another_model_is_refused(shop: tuple[EvaluateSettings, Ledg
 def test_no_queries_is_an_error(shop: tuple[EvaluateSettings, Ledger], tmp_path: Path) -> None:
     settings, _ = shop
     triplets = make_triplets(tmp_path / "none", queries=())
-    with pytest.raises(DataError, match="0 queries, 9 items"):
+    with pytest.raises(DataError, match="found 0 queries"):
         evaluation.report(settings.model_copy(update={"triplets": triplets}), MadeUp())  # type: ignore[arg-type]
 
 

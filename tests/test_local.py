@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from askew import local
 from askew.errors import MachineError
@@ -61,11 +62,10 @@ def test_stop_where_nothing_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["http", "mlflow", "dashboard", "gcs"])
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path, name: str) -> None:
-    ports = a_stack(tmp_path, "").ports
     with socket.socket() as holder:
         holder.bind((local.HOST, 0))
         holder.listen()
-        taken = holder.getsockname()[1]
+        taken, ports = holder.getsockname()[1], a_stack(tmp_path, "").ports
         with pytest.raises(MachineError) as caught:
             local.start(tmp_path, ports.model_copy(update={name: taken}))
     assert f"wanted port {taken} free for {local.PURPOSES[name]}" in str(caught.value)
@@ -101,3 +101,12 @@ def test_members_sees_newborns(tmp_path: Path) -> None:
         while not local.members("dddd3333") and time.monotonic() < deadline:
             time.sleep(0.05)
         assert local.members("dddd3333") == [process]
+
+
+def test_the_stacks_own_folder_does_not_travel_with_a_job(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "runtime_env.yaml").write_text("working_dir: .\nexcludes: [demo]\n")
+    stack = a_stack(tmp_path / "runs" / "mine", "aaaa0000")
+    stack.home.mkdir(parents=True)
+    written = yaml.safe_load(local._runtime_env(stack, tmp_path).read_text())
+    assert written == {"working_dir": ".", "excludes": ["demo", "/runs/mine"]}
