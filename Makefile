@@ -10,7 +10,7 @@ demo_options = --home $(HOME_DIR) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop test check install dev
+.PHONY: help demo stop test check bench-prepare install dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ check: dev ## style, types and import layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-prepare: install ## speed and memory of the prepare stage, as one line of JSON
+	@$(BIN)/python bench/prepare.py
 
 install: .venv/installed ## the package and what it needs, in .venv
 dev: .venv/installed-dev ## and what checks and tests need
