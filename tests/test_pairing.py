@@ -15,7 +15,7 @@ from askew import pairing, register, splits
 from askew.cleaning import ALL
 from askew.negatives import Mined, NegativeSettings
 from askew.pairing import JUDGMENTS, QUERIES, Catalogue, Mine, Paired, PairSettings
-from askew.records import reasons
+from askew.records import Bad
 from askew.register import ROW, Register
 from askew.splits import ASIDE, NEW, SplitSettings
 
@@ -35,6 +35,10 @@ def catalogue(folder: Path, item_splits: Sequence[str]) -> Catalogue:
     np.save(folder / "part.npy", rows)
     items = Register.gather([folder / "part.npy"], folder / "register", [np.arange(4, dtype=np.uint8)])
     return Catalogue(items, pa.chunked_array([ids], pa.string()), SPLITS, ["train"])
+
+
+def reasons(set_aside: list[Bad]) -> Counter[str]:
+    return Counter(f"{record.kind}/{record.reason}" for record in set_aside)
 
 
 def table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:

@@ -91,17 +91,17 @@ class Pairer:
     """Pairs buckets of what was scattered."""
 
     def __init__(
-        self, folder: Path, settings: PairSettings, names: Sequence[str], trained: Sequence[str],
+        self, folder: Path, settings: PairSettings, names: Sequence[str],
         propensity: Mapping[int, float], click_settings: ClickSettings, miner: Miner | None,
     ) -> None:  # fmt: skip
         self._folder, self._work, self._settings = folder, folder / artifacts.WORK, settings
-        self._names, self._trained = list(names), list(trained)
+        self._names = list(names)
         self._propensity, self._click_settings, self._miner = dict(propensity), click_settings, miner
 
     def run(self, bucket: int) -> dict[str, Any]:
         """Pair a bucket and write its parts; returns counts, candidates and tally."""
         register = _register(self._work / "register")
-        items = Catalogue(register, _ids(self._work / IDS), self._names, self._trained)
+        items = Catalogue(register, _ids(self._work / IDS), self._names, [self._settings.train_split])
         queries, judgments = (
             pairing.gathered(sorted((self._work / kind).glob("*.parquet")), bucket, schema)
             for kind, schema in (("queries", pairing.QUERIES), ("judgments", pairing.JUDGMENTS))

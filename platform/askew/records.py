@@ -3,7 +3,6 @@
 Knows nothing of where records come from.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -38,8 +37,3 @@ def bad(kind: str, record_id: object, source: str, reason: str, message: str) ->
 def table(records: Iterable[Bad]) -> pa.Table:
     """Make the quarantine's table."""
     return pa.Table.from_pylist([record._asdict() for record in records], SCHEMA)
-
-
-def reasons(records: Iterable[Bad]) -> Counter[str]:
-    """Count what was set aside, by kind and reason, as `image/not_a_photo`."""
-    return Counter(f"{record.kind}/{record.reason}" for record in records)

@@ -51,7 +51,9 @@ from askew.register import Register
 from askew.registry import Registry
 from askew.splits import SplitSettings
 
+LISTS = ("items", "queries", "judgments", "clicks", "triplets")
 BUCKET_BYTES, CLICK_ROWS = 32 << 20, 2_000_000
+OVERVIEW = "overview.html"
 
 
 class PrepareSettings(Settings):
@@ -110,9 +112,6 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     return _result(folder, manifest, skipped=False)
 
 
-LISTS = ("items", "queries", "judgments", "clicks", "triplets")
-
-
 def _result(folder: Path, manifest: artifacts.Manifest, skipped: bool) -> dict[str, Any]:
     return {
         "artifact": str(folder), "key": manifest.key, "rows": manifest.counts["pairs"],
@@ -133,9 +132,6 @@ def _log(settings: PrepareSettings, folder: Path, manifest: artifacts.Manifest) 
         registry.end_run(run)
     except RegistryError as error:
         print(f"askew: warning: the overview is not logged: {error}", flush=True)
-
-
-OVERVIEW = "overview.html"
 
 
 class Preparation:
@@ -160,11 +156,8 @@ class Preparation:
 
     def _items(self) -> None:
         fields = cleaning.fields(self.layout, self.settings.data)
-        units, values, work = (
-            self._units("items", "triplets"),
-            self.settings.clean().model_dump(mode="json"),
-            self.work,
-        )
+        units, values = self._units("items", "triplets"), self.settings.clean().model_dump(mode="json")
+        work = self.work
 
         def clean(unit: datasets.Unit) -> datasets.Unit:
             cleaner = Cleaner(unit["table"], values, fields, unit["list"] == "triplets")
@@ -173,14 +166,15 @@ class Preparation:
         results = datasets.spread(units, clean, "cleaned units of items", marks=work / "marks-items")
         for result in results:
             self.tally.merge(overview.Tally.from_json(result["tally"]))
-        parts = [Path(part["path"]) for result in results for part in result["parts"]]
+        made = [part for result in results for part in result["parts"]]
+        parts, starts = [Path(part["path"]) for part in made], np.cumsum([0, *(part["rows"] for part in made)])
         self.names = [*cleaning.names_of(results), splits.ASIDE, splits.NEW]
         everything = self._register(results, parts)
         if not len(everything):
-            raise DataError("items with an id and a text", "none that can be used", _top(self._set_aside()))
-        keep, again = self._repeated(everything, parts)
+            raise DataError("items with an id and a text", "none that can be used", self._mend())
+        keep, again = self._repeated(everything, parts, starts)
         self._split(everything, keep)
-        self._finish(parts, everything, keep)
+        self._finish(parts, starts, everything, keep)
         self.counts["items"], self.counts["items_repeated"] = int(keep.sum()), again
         self.counts["items_without_image"] = int((everything.rows["photo"][keep] == 0).sum())
 
@@ -202,20 +196,18 @@ class Preparation:
         ]
         return Register.gather([part.with_suffix(".npy") for part in parts], self.work / "everything", recode)
 
-    def _repeated(self, everything: Register, parts: Sequence[Path]) -> tuple[np.ndarray, int]:
+    def _repeated(self, everything: Register, parts: Sequence[Path], starts: np.ndarray) -> tuple[np.ndarray, int]:
         """Keep the first item of each id; one of other content is set aside, one of the same content counted."""
         numbers, same = everything.repeated()
         keep = np.ones(len(everything), dtype=np.bool_)
         keep[numbers] = False
-        starts = np.r_[0, np.cumsum([pq.read_metadata(part).num_rows for part in parts])]
-        found = []
-        for part, number in zip(
-            np.searchsorted(starts, numbers[~same], side="right") - 1, numbers[~same], strict=True
-        ):
-            ids = tables.column([parts[part]], "item_id")
-            message = "an earlier item of other content has this id"
-            item_id = ids[int(number - starts[part])].as_py()
-            found.append(records.bad("item", item_id, f"item {number:,}", "conflicting_id", message))
+        message, found = "an earlier item of other content has this id", []
+        of_part = np.searchsorted(starts, numbers[~same], side="right") - 1
+        for part in np.unique(of_part):
+            here = numbers[~same][of_part == part]
+            ids = tables.column([parts[part]], "item_id").take(pa.array(here - starts[part]))
+            for number, item_id in zip(here, ids.to_pylist(), strict=True):
+                found.append(records.bad("item", item_id, f"item {number:,}", "conflicting_id", message))
         tables.write(self.work / "quarantine" / "repeated.parquet", records.table(found))
         return keep, int(same.sum())
 
@@ -247,16 +239,14 @@ class Preparation:
             self.names.append(name)
         return self.names.index(name)
 
-    def _finish(self, parts: Sequence[Path], everything: Register, keep: np.ndarray) -> None:
+    def _finish(self, parts: Sequence[Path], starts: np.ndarray, everything: Register, keep: np.ndarray) -> None:
         """Write the final parts of items, their register and their ids."""
         np.save(self.work / "keep.npy", keep)
         np.save(self.work / "split.npy", self.split)
-        rows = [pq.read_metadata(part).num_rows for part in parts]
-        starts = np.r_[0, np.cumsum(rows)].tolist()
         names, work, out = self.names, self.work, self.draft.folder / "items"
         units: list[datasets.Unit] = [
             {"source": str(part), "start": start, "out": str(out / f"part-{number:05d}.parquet")}
-            for number, (part, start) in enumerate(zip(parts, starts, strict=False))
+            for number, (part, start) in enumerate(zip(parts, starts.tolist(), strict=False))
         ]
 
         def finish(unit: datasets.Unit) -> datasets.Unit:
@@ -306,7 +296,7 @@ class Preparation:
 
     def _pair(self, highest: int | None) -> list[dict[str, Any]]:
         if highest is None and (self.layout.queries or self.layout.triplets):
-            raise DataError("judgments of known items", "none that can be used", _top(self._set_aside()))
+            raise DataError("judgments of known items", "none that can be used", self._mend())
         positive = self.settings.positive_grade if self.settings.positive_grade is not None else highest or 1
         self.positive_grade = positive
         values = PairSettings(
@@ -314,24 +304,15 @@ class Preparation:
             splits=self.how, negatives=self.settings.negatives,
         )  # fmt: skip
         if self.miner:
-            self.miner.ready(self.draft.folder / "items", self._trained(), self.work)
+            self.miner.ready(self.draft.folder / "items", [self.settings.train_split], self.work)
         pairer = buckets.Pairer(
-            self.draft.folder,
-            values,
-            self.names,
-            self._trained(),
-            self.propensity,
-            self.settings.clicks,
-            self.miner,
+            self.draft.folder, values, self.names, self.propensity, self.settings.clicks, self.miner
         )
         units: list[datasets.Unit] = [{"bucket": bucket} for bucket in range(self.num_buckets)]
         marks = self.work / "marks-pairs"
         return datasets.spread(
             units, lambda unit: pairer.run(unit["bucket"]), "paired buckets of queries", marks=marks
         )
-
-    def _trained(self) -> list[str]:
-        return [self.settings.train_split]
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -347,7 +328,7 @@ class Preparation:
         if not self.draft.counts["pairs"]:
             grade, split = self.positive_grade, self.settings.train_split
             wanted = f"a pair of a query and an item of split {split!r}, judged {grade} or higher"
-            raise DataError(wanted, "none", _top(self._set_aside()))
+            raise DataError(wanted, "none", self._mend())
         if empty := sorted(split for split, found in candidates.items() if not found):
             print(f"askew: warning: no query with a positive is left in {', '.join(empty)}", flush=True)
         self.draft.details |= {
@@ -364,42 +345,39 @@ class Preparation:
         artifacts.write_text(self.draft.folder / "statistics.json", self.tally.to_json())
 
     def _set_aside(self) -> list[Path]:
-        return sorted((self.work / "quarantine").glob("*.parquet"))
+        return tables.parts(self.work / "quarantine")
+
+    def _reasons(self) -> Counter[str]:
+        """Count what was set aside so far, by kind and reason, as `image/not_a_photo`."""
+        found = pq.ParquetDataset(self._set_aside()).read(["kind", "reason"])
+        names = pc.binary_join_element_wise(found["kind"], found["reason"], "/")
+        return Counter({v["values"].as_py(): v["counts"].as_py() for v in pc.value_counts(names)})
+
+    def _mend(self) -> str:
+        return f"mend the data (set aside: {_top(self._reasons()) or 'nothing'})"
 
     def _seal_quarantine(self) -> None:
-        """Write the quarantine, count it by reason, and fail when it is more than the settings allow."""
-        reasons: Counter[str] = Counter()
+        """Take the quarantine over, count it by reason, and fail when it is more than the settings allow."""
         for path in self._set_aside():
-            found = pq.read_table(path)
-            if found.num_rows or path.name == "repeated.parquet":
-                tables.write(self.draft.folder / "quarantine" / path.name, found)
-            reasons.update(_reasons(found))
+            if pq.read_metadata(path).num_rows or path.name == "repeated.parquet":
+                tables.link(path, self.draft.folder / "quarantine" / path.name)
+        reasons = self._reasons()
         bad, counts = sum(reasons.values()), self.draft.counts
         self.draft.details["quarantined"] = dict(sorted(reasons.items()))
         self.tally.count("quarantined", reasons)
         total = bad + counts["items"] + counts["judgments"] + counts["queries"] + counts["train_queries"]
         counts["quarantined"] = bad
-        top = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common(3))
         if bad:
-            print(f"askew: quarantined {bad:,} of {total:,} records: {top}", flush=True)
+            print(f"askew: quarantined {bad:,} of {total:,} records: {_top(reasons)}", flush=True)
         most = self.settings.max_quarantined_fraction
         if total and bad / total > most:
             wanted = f"at most {100 * most:g} % of records quarantined"
             where = f"mend the data, or raise max_quarantined_fraction; {self.work / 'quarantine'} has them all"
-            raise DataError(wanted, f"{bad:,} of {total:,}: {top}", where)
+            raise DataError(wanted, f"{bad:,} of {total:,}: {_top(reasons)}", where)
 
 
-def _reasons(found: pa.Table) -> Counter[str]:
-    names = pc.binary_join_element_wise(found["kind"], found["reason"], "/")
-    return Counter({v["values"].as_py(): v["counts"].as_py() for v in pc.value_counts(names)})
-
-
-def _top(paths: Sequence[Path]) -> str:
-    reasons: Counter[str] = Counter()
-    for path in paths:
-        reasons.update(_reasons(pq.read_table(path)))
-    top = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common(3))
-    return f"mend the data (set aside: {top or 'nothing'})"
+def _top(reasons: Counter[str]) -> str:
+    return ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common(3))
 
 
 def _made_up(data: str) -> dict[str, Any]:
