@@ -13,10 +13,9 @@ import pyarrow.compute as pc
 
 from askew.errors import DataError
 from askew.records import bad
-from askew.streams import Chunk
+from askew.streams import EXACT, Chunk
 
 IDS = ("item_id", "query_id")
-EXACT = 2**53  # from here on a float64 no longer tells neighbouring integers apart
 INTEGER = r"^[+-]?[0-9]{1,18}(\.0*)?$"
 
 

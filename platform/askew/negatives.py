@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from askew.config import Settings
+from askew.shuffle import mixed
 
 Numbers = NDArray[np.int64]
 Kind = Literal["judged", "random", "same_kind", "bm25", "model"]
@@ -109,8 +110,7 @@ class _Known:
         query, item = pairs.known_query.astype(np.uint64), pairs.known_item
         self._items = np.sort(_mixed(query, item.astype(np.uint64)))
         self._titles = np.sort(_mixed(query, rows["title"][item]))
-        with_photo = rows["photo"][item] != 0
-        self._photos = np.sort(_mixed(query[with_photo], rows["photo"][item][with_photo]))
+        self._photos = np.sort(_mixed(query, rows["photo"][item]))
 
     def item(self, items: Numbers) -> NDArray[np.bool_]:
         return _within(_mixed(self._query, items.astype(np.uint64)), self._items)
@@ -125,11 +125,9 @@ class _Known:
 
 
 def _mixed(query: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One number for a query and a key (splitmix64 of the query, added): two differ but by a chance of 2⁻⁶⁴."""
+    """One number for a query and a key (the query scrambled, added): two differ but by a chance of 2⁻⁶⁴."""
     with np.errstate(over="ignore"):
-        x = (query + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        return np.asarray((x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB) + key)
+        return np.asarray(mixed(query, 0) + key)
 
 
 def _within(keys: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:

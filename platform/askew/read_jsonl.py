@@ -15,10 +15,9 @@ import pyarrow.json
 
 from askew import streams
 from askew.records import Bad
-from askew.streams import Block, Chunk, Place
+from askew.streams import EXACT, Block, Chunk, Place
 
 BOM = b"\xef\xbb\xbf"
-EXACT = 2**53  # from here on a float64 no longer tells neighbouring integers apart
 MAX_DEPTH = 32  # of nested values
 
 

@@ -129,11 +129,12 @@ def _check_inside(fs: fsspec.AbstractFileSystem, root: str, path: str) -> None:
 
 
 def _files(table: Table, data: str) -> dict[str, int]:
-    found = find(data, table.files)
+    found: dict[str, int] = {}
     for pattern in table.files:
-        if not found or not find(data, (pattern,)):
+        if not (matching := find(data, (pattern,))):
             raise DataError(f"files {pattern} in {data}", "none", "check the path and the pattern")
-    return found
+        found |= matching
+    return dict(sorted(found.items()))
 
 
 def _format(table: Table, file: str) -> str:

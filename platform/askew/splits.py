@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from torch.nn.functional import interpolate
 
 from askew.config import Settings
+from askew.shuffle import mixed
 
 Numbers = NDArray[np.int64]
 SIDE, LOW, FINE = 32, 8, 16  # photos are averaged to SIDE a side; of the transform LOW and FINE a side are kept
@@ -135,10 +136,5 @@ def group_keys(ids: NDArray[np.uint64], labels: Numbers) -> NDArray[np.uint64]:
 
 
 def chosen(keys: NDArray[np.uint64], share: float, seed: int, salt: int) -> NDArray[np.bool_]:
-    """Choose about `share` of n keys by a hash of each (splitmix64), the same for the same seed and salt."""
-    with np.errstate(over="ignore"):
-        x = keys + np.uint64((seed * 1_000_003 + salt + 1) * 0x9E3779B97F4A7C15 % 2**64)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-    return x < np.uint64(min(int(share * 2.0**64), 2**64 - 1))
+    """Choose about `share` of n keys by a hash of each, the same for the same seed and salt."""
+    return mixed(keys, seed * 1_000_003 + salt) < np.uint64(min(int(share * 2.0**64), 2**64 - 1))

@@ -20,6 +20,7 @@ from askew.errors import DataError
 from askew.records import Bad, bad
 
 BLOCK_BYTES, MAX_LINE_BYTES, MAX_CHUNK_BYTES = 4 << 20, 5_000_000, 64 << 20
+EXACT = 2**53  # from here on a float64 no longer tells neighbouring integers apart
 
 
 class Chunk(NamedTuple):
