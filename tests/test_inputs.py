@@ -197,6 +197,13 @@ def test_every_shape_fits(kind: str, shape: tuple[int, int]) -> None:
     assert square.shape == (SIDE, SIDE, 3)
 
 
+@pytest.mark.parametrize(("side", "size"), [(94, 48), (147, 48), (173, 48), (376, 48)])
+def test_a_square_photo_leaves_no_edge(side: int, size: int) -> None:
+    """Not even where size / side × side is less than size, in floating-point numbers."""
+    square = inputs.pixels(encoded(Image.new("RGB", (side, side), RED), "PNG"), size)
+    assert (square == RED).all()
+
+
 @pytest.mark.parametrize("size", [48, 128, 224])
 @pytest.mark.parametrize(
     "shape", [(800, 800), (500, 500), (501, 333), (300, 900), (449, 448), (240, 200), (1600, 400), (63, 40)]
@@ -304,8 +311,8 @@ def test_tokens_pad_cut_and_come_back(tmp_path) -> None:  # type: ignore[no-unty
     alone = tokens.ids(["red mug"], 4)
     ids = tokens.ids(["Red mug", "", "red red red red red"], 4)
     assert ids.shape == (3, 4)
-    assert (ids[1] == 0).all()
-    assert ids[0].tolist() == alone[0].tolist() + [0] * (4 - alone.shape[1])
+    assert (ids[1] == inputs.PADDING).all()
+    assert ids[0].tolist() == alone[0].tolist() + [inputs.PADDING] * (4 - alone.shape[1])
     tokens.save(tmp_path / "tokenizer.json")
     again = inputs.Tokens.load(tmp_path / "tokenizer.json")
     assert (again.ids(["blue mug"], 4) == tokens.ids(["blue mug"], 4)).all()

@@ -120,6 +120,14 @@ def test_an_item_that_cannot_be_used_is_quarantined(tmp_path: Path, bad: dict[st
     assert manifest.details["quarantined"] == {f"item/{reason}": 1}
 
 
+def test_the_item_that_conflicts_is_named_in_whichever_file_it_lies(tmp_path: Path) -> None:
+    data = shop(tmp_path / "shop", ITEMS, QRELS)
+    again = [item(7), item(4, title="other"), item(8)]
+    pq.write_table(pa.Table.from_pylist(again), data / "items" / "train" / "part-1.parquet")
+    folder, _ = made(data, tmp_path)
+    assert [(q["id"], q["reason"]) for q in quarantine(folder)] == [("i4", "conflicting_id")]
+
+
 def test_a_repeated_item_is_counted_and_an_id_may_hold_a_slash(tmp_path: Path) -> None:
     folder, manifest = made(shop(tmp_path / "shop", [*ITEMS, item(0), item(7, item_id="a/b c")], QRELS), tmp_path)
     assert (manifest.counts["items"], manifest.counts["items_repeated"], quarantine(folder)) == (7, 1, [])
