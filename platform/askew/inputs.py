@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.nn.functional import interpolate
+from transformers import AutoTokenizer
 
-from askew.errors import ArtifactError, DataError
+from askew.errors import ArtifactError, ConfigError, DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
@@ -28,6 +29,7 @@ MAX_PIXELS = 50_000_000
 SPARE = 1.3  # at less, what is left for the antialiased resize is too little to come out like the full decode
 WHITE = 255
 PAD, UNKNOWN = "[PAD]", "[UNK]"
+PADDING = -1  # a place of a row of token ids that holds none
 
 
 def clean(text: str) -> str:
@@ -171,7 +173,7 @@ def _turned(photo: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 class Tokens:
-    """A tokenizer over a fixed vocabulary: texts to padded token ids (0 is padding)."""
+    """A tokenizer over a fixed vocabulary: texts to rows of token ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -192,6 +194,22 @@ class Tokens:
         return cls(tokenizer)
 
     @classmethod
+    def of_checkpoint(cls, checkpoint: str) -> "Tokens":
+        """Take the tokenizer of a checkpoint of transformers. Raises ConfigError when there is none."""
+        try:
+            tokenizer = getattr(AutoTokenizer.from_pretrained(checkpoint), "backend_tokenizer", None)
+        except (OSError, ValueError) as error:
+            found = str(error).splitlines()[0]
+            raise ConfigError(f"a tokenizer at {checkpoint}", found, "check its path or name") from error
+        if tokenizer is None:
+            raise ConfigError(
+                f"a tokenizer.json at {checkpoint}", "another tokenizer", "convert it, or choose another"
+            )
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return cls(tokenizer)
+
+    @classmethod
     def load(cls, path: Path) -> "Tokens":
         """Read `tokenizer.json`. Raises ArtifactError when it is none."""
         try:
@@ -207,11 +225,12 @@ class Tokens:
     @property
     def text(self) -> str:
         """The tokenizer as JSON text."""
+        self._tokenizer.no_truncation()
         return str(self._tokenizer.to_str())
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`."""
-        self._tokenizer.save(str(path))
+        path.write_text(self.text, encoding="utf-8")
 
     @property
     def digest(self) -> str:
@@ -224,9 +243,14 @@ class Tokens:
         return int(self._tokenizer.get_vocab_size())
 
     def ids(self, texts: Sequence[str], length: int) -> NDArray[np.int64]:
-        """Encode n texts to (n, L) ids, cut at `length` and padded with 0 to the longest of them (L ≥ 1)."""
-        encoded = [e.ids[:length] for e in self._tokenizer.encode_batch_fast(list(texts))]
-        table = np.zeros((len(encoded), max([1, *map(len, encoded)])), dtype=np.int64)
+        """Encode n texts to (n, L) ids, cut at `length` and filled with PADDING to the longest of them (L ≥ 1).
+
+        A text that is cut keeps the marks that its tokenizer sets at both ends.
+        """
+        if (self._tokenizer.truncation or {}).get("max_length") != length:
+            self._tokenizer.enable_truncation(length)
+        encoded = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts))]
+        table = np.full((len(encoded), max([1, *map(len, encoded)])), PADDING, dtype=np.int64)
         for row, ids in zip(table, encoded, strict=True):
             row[: len(ids)] = ids
         return table

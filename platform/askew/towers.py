@@ -1,98 +1,67 @@
-"""Towers: a query tower over text, an item tower over text and image.
+"""Towers: a query tower over text, an item tower over text and photo.
 
-Follows SMAR (JD.com, SIGIR 2023, arXiv 2506.20330) in having one query vector Q and three item vectors
-S_t, S_i, S_m in one space. Encoders are small and start from scratch: a BERT of few layers with mean
-pooling (our choice: with few steps it learns faster than a CLS token) and a torchvision backbone.
-Knows nothing of files, losses or clusters.
-Shapes: B batch, L tokens, D dimensions, S image side in pixels.
+Follows SMAR (JD.com, SIGIR 2023, arXiv 2506.20330) in having one query vector Q and three item vectors S_t, S_i,
+S_m in one space, and its header P(q), which says how much of S_m a query wants. Knows nothing of files, losses or
+clusters.
+Shapes: B queries, N items, L tokens, D dimensions, S image side in pixels.
 """
 
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torchvision
+from pydantic import Field
 from torch import Tensor, nn
-from torchvision.models.shufflenetv2 import ShuffleNetV2
-from transformers import BertConfig, BertModel
 
 from askew.config import Settings
-from askew.errors import ConfigError
-from askew.fusion import MLPFusion
+from askew.encoders import ImageEncoder, ImageSettings, TextEncoder, TextSettings, config_of, load_pretrained
+from askew.fusion import KINDS, FusionName, Hidden
 
-SMALL = "small"
+MAX_LOG_SCALE = 4.6052  # a temperature of 0.01, as in CLIP
 
 
 class TowerSettings(Settings):
     """What determines the shape of both towers."""
 
-    dim: int = 128
-    text_width: int = 128
-    text_layers: int = 1
-    text_heads: int = 4
-    query_length: int = 16
-    title_length: int = 32
-    vocabulary: int = 8000
-    vision: str = SMALL
-    image_size: int = 48
+    dim: int = Field(default=128, ge=2)
+    text: TextSettings = TextSettings()
+    photo: ImageSettings = ImageSettings()
+    shared_text: bool = False  # one text encoder for queries and titles
+    fusion: FusionName = "concat"
+    header: bool = False  # SMAR's P(q): the index then holds [S_t; S_m]
+    query_length: int = Field(default=16, ge=1)
+    title_length: int = Field(default=32, ge=1)
+    vocabulary: int = Field(default=8000, ge=260)
+    image_size: int = Field(default=48, ge=8)
+
+    def read(self) -> "TowerSettings":
+        """Fill in what checkpoints say of themselves. Raises ConfigError when one cannot be read."""
+        text = self.text
+        if text.checkpoint and not text.config:
+            text = text.model_copy(update={"config": config_of(text.checkpoint)})
+        return self.model_copy(update={"text": text, "photo": self.photo.read()})
+
+    @property
+    def index_dim(self) -> int:
+        """Width of the vectors that are indexed."""
+        return 2 * self.dim if self.header else self.dim
 
 
-class ItemVectors(NamedTuple):
-    """An item batch's vectors, each (B, D) and L2-normalised: S_t, S_i and S_m of SMAR."""
+class Items(NamedTuple):
+    """An item batch's vectors, each (N, D) and L2-normalised: S_t, S_i and S_m; None where there is no encoder."""
 
-    text: Tensor
-    image: Tensor
+    text: Tensor | None
+    image: Tensor | None
     fused: Tensor
 
 
-class TextEncoder(nn.Module):
-    """Token ids to a (B, D) hidden vector: BERT, mean over real tokens, linear."""
+class Encoded(NamedTuple):
+    """A batch of both sides: Q (B, D), P(q) (B,), the items' vectors, and the scale 1/τ."""
 
-    def __init__(self, settings: TowerSettings, vocabulary: int, length: int) -> None:
-        super().__init__()
-        self.bert = BertModel(
-            BertConfig(
-                vocab_size=vocabulary,
-                hidden_size=settings.text_width,
-                num_hidden_layers=settings.text_layers,
-                num_attention_heads=settings.text_heads,
-                intermediate_size=4 * settings.text_width,
-                max_position_embeddings=length,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-            ),
-            add_pooling_layer=False,
-        )
-        self.project = nn.Linear(settings.text_width, settings.dim)
-
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        """Encode (B, L) ids, 0 being padding."""
-        mask_BL = ids_BL != 0
-        mask_BL[:, 0] = True  # a text without a token attends to its first padding
-        hidden = self.bert(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
-        weight = mask_BL.to(hidden.dtype)[:, :, None]
-        projected: Tensor = self.project((hidden * weight).sum(1) / weight.sum(1))
-        return projected
-
-
-class ImageEncoder(nn.Module):
-    """Photos to a (B, D) hidden vector: a torchvision backbone, linear."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, settings: TowerSettings) -> None:
-        super().__init__()
-        self.backbone, width = backbone(settings.vision)
-        self.project = nn.Linear(width, settings.dim)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, pixels_BSS3: Tensor) -> Tensor:
-        """Encode (B, S, S, 3) uint8 photos; the permuted view is channels-last, as convolutions like it."""
-        photos = pixels_BSS3.permute(0, 3, 1, 2).float().div(255).sub(self.mean).div(self.std)
-        projected: Tensor = self.project(self.backbone(photos))
-        return projected
+    queries_BD: Tensor
+    gate_B: Tensor
+    items: Items
+    scale: Tensor
 
 
 class TwoTower(nn.Module):
@@ -101,52 +70,83 @@ class TwoTower(nn.Module):
     def __init__(self, settings: TowerSettings, vocabulary: int) -> None:
         super().__init__()
         self.settings = settings
-        self.query = TextEncoder(settings, vocabulary, settings.query_length)
-        self.title = TextEncoder(settings, vocabulary, settings.title_length)
-        self.photo = ImageEncoder(settings)
-        self.fusion = MLPFusion(settings.dim)
+        longest = max(settings.query_length, settings.title_length)
+        self.query = TextEncoder(settings.text, settings.dim, vocabulary, longest)
+        self.title: TextEncoder | None = None
+        self.photo: ImageEncoder | None = None
+        if settings.fusion != "image" and not settings.shared_text:
+            self.title = TextEncoder(settings.text, settings.dim, vocabulary, longest)
+        if settings.fusion != "text":
+            self.photo = ImageEncoder(settings.photo, settings.dim)
+            self.missing = nn.Parameter(0.02 * torch.randn(settings.dim))
+        self.fusion = KINDS[settings.fusion](settings.dim)
+        if self.fusion.reads_tokens:
+            self.text_tokens = nn.Linear(self.query.project.in_features, settings.dim)
+            self.photo_tokens = nn.Linear(self.photo.width if self.photo else 1, settings.dim)
+        if settings.header:
+            self.header = nn.Linear(settings.dim, 1)
+            nn.init.zeros_(self.header.weight)
+            nn.init.constant_(self.header.bias, 2.0)  # at first nearly all of S_m
         self.log_scale = nn.Parameter(torch.tensor(20.0).log())
 
-    def queries(self, ids_BL: Tensor) -> Tensor:
-        """Encode queries to Q (B, D), normalised."""
-        return F.normalize(self.query(ids_BL).float(), dim=1)
+    def start(self) -> None:
+        """Load the weights of the checkpoints that the settings name."""
+        for text in (self.query, self.title):
+            if text is not None:
+                load_pretrained(text, "text")
+        if self.photo is not None:
+            load_pretrained(self.photo, "vision")
 
-    def items(self, ids_BL: Tensor, pixels_BSS3: Tensor, has_image_B: Tensor) -> ItemVectors:
+    def queries(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode queries to Q (B, D), normalised, and P(q) (B,): the share of S_m in the score (1: no header)."""
+        hidden_BD = self.query(ids_BL).pooled_BD.float()
+        gate_B = torch.ones_like(hidden_BD[:, 0])
+        if self.settings.header:
+            gate_B = torch.sigmoid(self.header(hidden_BD))[:, 0]
+        return F.normalize(hidden_BD, dim=1), gate_B
+
+    def items(self, ids_NL: Tensor, pixels_NSS3: Tensor, has_image_N: Tensor) -> Items:
         """Encode items to S_t, S_i, S_m. Without an image, S_i is the vector of the learned missing token."""
-        text, image = self.title(ids_BL).float(), self.photo(pixels_BSS3).float()
-        image = torch.where(has_image_B[:, None], image, self.fusion.missing)
-        fused = self.fusion(text, image, has_image_B)
-        return ItemVectors(*(F.normalize(h.float(), dim=1, eps=1e-6) for h in (text, image, fused)))
+        text = image = None
+        if self.settings.fusion != "image":
+            text = (self.query if self.title is None else self.title)(ids_NL)
+        if self.photo is not None:
+            image = self.photo(pixels_NSS3)
+            there = has_image_N[:, None]
+            image = image._replace(pooled_BD=torch.where(there, image.pooled_BD.float(), self.missing))
+        fused = self.fusion(*self._for_fusion(text, image), has_image_N)
+        return Items(
+            None if text is None else _normal(text.pooled_BD),
+            None if image is None else _normal(image.pooled_BD),
+            _normal(fused),
+        )
 
-    def forward(
-        self, query_BL: Tensor, title_BL: Tensor, pixels_BSS3: Tensor, has_image_B: Tensor
-    ) -> tuple[Tensor, ItemVectors, Tensor]:
-        """Encode a batch of both sides; returns queries, items and the scale 1/τ, kept at or below 100."""
-        scale = self.log_scale.clamp(max=4.6052).exp()
-        return self.queries(query_BL), self.items(title_BL, pixels_BSS3, has_image_B), scale
+    def _for_fusion(self, text: Hidden | None, image: Hidden | None) -> tuple[Hidden | None, Hidden | None]:
+        if text is None or image is None or not self.fusion.reads_tokens:
+            return text, image
+        photo_tokens = self.photo_tokens(image.tokens_BLD)
+        return text._replace(tokens_BLD=self.text_tokens(text.tokens_BLD)), image._replace(tokens_BLD=photo_tokens)
 
-
-def backbone(name: str) -> tuple[nn.Module, int]:
-    """Make a vision backbone without its classifier: (module to (B, width), width).
-
-    "small" is a ShuffleNetV2 of 0.35 M parameters that a laptop trains; any other name is torchvision's.
-    Raises ConfigError for a name that torchvision does not know.
-    """
-    if name == SMALL:
-        model: nn.Module = ShuffleNetV2([1, 2, 1], [24, 48, 96, 192, 256])
-    elif name in torchvision.models.list_models(module=torchvision.models):
-        model = torchvision.models.get_model(name, weights=None)
-    else:
-        raise ConfigError("a vision backbone: 'small' or a name of torchvision.models", repr(name), "mend it")
-    for attribute in ("fc", "classifier", "heads", "head"):
-        if isinstance(head := getattr(model, attribute, None), nn.Module):
-            setattr(model, attribute, nn.Identity())
-            return model, _inputs(head, name)
-    raise ConfigError("a backbone that ends in a classifier", f"{name!r}", "choose another")
+    def forward(self, query_BL: Tensor, title_NL: Tensor, pixels_NSS3: Tensor, has_image_N: Tensor) -> Encoded:
+        """Encode a batch of both sides; the scale is kept at or below 100."""
+        scale = self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
+        return Encoded(*self.queries(query_BL), self.items(title_NL, pixels_NSS3, has_image_N), scale)
 
 
-def _inputs(head: nn.Module, name: str) -> int:
-    for layer in head.modules():
-        if isinstance(layer, nn.Linear):
-            return layer.in_features
-    raise ConfigError("a backbone whose classifier is linear", f"{name!r}", "choose another")
+def _normal(hidden_BD: Tensor) -> Tensor:
+    return F.normalize(hidden_BD.float(), dim=1, eps=1e-6)
+
+
+def indexed_queries(queries_BD: Tensor, gate_B: Tensor, header: bool) -> Tensor:
+    """The query's side of SMAR's one-index trick, [(1−p)·Q ; p·Q]; Q alone without a header."""
+    if not header:
+        return queries_BD
+    p = gate_B[:, None]
+    return torch.cat([(1 - p) * queries_BD, p * queries_BD], dim=1)
+
+
+def indexed_items(items: Items, header: bool) -> Tensor:
+    """The item's side, [S_t ; S_m]: an inner product is (1−p)·⟨Q, S_t⟩ + p·⟨Q, S_m⟩ then. No header: S_m."""
+    if not header or items.text is None:
+        return items.fused
+    return torch.cat([items.text, items.fused], dim=1)
