@@ -1,153 +1,217 @@
 """Training batches: which query meets which item at which step, and their tensors.
 
-An epoch shows every training query once, with one of its positives. What step s of a run holds depends
-on the seed and s alone: not on the number of workers, nor on where the run was interrupted. Pixels and
-tokens are memory-mapped, so no worker holds the catalogue. Knows nothing of towers or clusters.
-Shapes: B pairs of a batch, N items, L tokens, S image side.
+An epoch shows every training query once, with one of its positives. What step s of a run holds depends on the
+seed and s alone: not on the number of workers, nor on where the run was interrupted. Knows nothing of towers or
+clusters.
+Shapes: P examples of a batch, B pairs, M items, L tokens, S image side.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from pydantic import Field
 
-from askew import artifacts, tables
-from askew.errors import ArtifactError
-from askew.inputs import Tokens
+from askew.config import Settings
+from askew.inputs import PADDING
+from askew.shuffle import permuted, uniform
 
 Rows = NDArray[np.int64]
-ROWS_AT_ONCE = 1024
+POSITIVE, NEGATIVE, VARIANT, DROPPED, ORDER, FLIPPED, ZOOM, DOWN, RIGHT, WORD, ASKED = range(
+    11
+)  # what chance is for
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The tensors of B queries and N items: the B positives, then the negatives if there are any."""
+class BatchSettings(Settings):
+    """What a step shows, beside its pairs."""
 
-    queries_BL: NDArray[np.int64]
-    titles_NL: NDArray[np.int64]
-    pixels_NSS3: NDArray[np.uint8]
-    has_image_N: NDArray[np.bool_]
+    queries_per_item: int = Field(default=1, ge=1)  # more: its pair's query, and others that it is right for
+    negatives: float = Field(default=0.0, ge=0, le=1)  # share of the pairs that bring a prepared negative along
+    modality_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of the photos that are hidden
+    augment: float = Field(
+        default=0.0, ge=0, le=0.5
+    )  # photos: mirrored at random, moved and zoomed by at most this
+    word_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of the titles' tokens that are left out
+
+
+class Examples(NamedTuple):
+    """B pairs of P examples, the examples' own first; their P positives, then the negatives if there are any."""
+
+    queries: Rows  # (B,)
+    brings: NDArray[np.bool_]  # (B,), the pairs that bring a negative
+    weights: NDArray[np.float32]  # (B,), grade of each pair, relative to the highest
+    items: Rows  # (M,)
+    numbers: Rows  # (M,), the example that each item is of
+    variants: Rows  # (M,), which text of each item is read
+    hidden: NDArray[np.bool_]  # (M,), whose photo is not shown
+
+    def targets(self) -> Rows:
+        """The place of each pair's positive among the items, (B,): the first P again for each further query."""
+        num = len(self.items) - int(self.brings.sum())
+        return np.arange(len(self.queries)) % num
+
+
+class Batch(NamedTuple):
+    """The tensors of B queries and M items."""
+
+    queries_BL: NDArray[np.int32]
+    titles_ML: NDArray[np.int32]
+    pixels_MSS3: NDArray[np.uint8]
+    has_image_M: NDArray[np.bool_]
 
 
 class Triplets:
-    """A triplets artifact's training split, laid out for random access by `lay_out`."""
+    """A training split that was laid out, for random access."""
 
     def __init__(self, layout: Path) -> None:
         self._arrays = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in layout.glob("*.npy")}
         self.num_queries = len(self._arrays["queries"])
-        self.num_items = len(self._arrays["titles"])
+        self.num_variants, self.num_items = self._arrays["titles"].shape[:2]
         self.num_pairs = len(self._arrays["positives"])
+        self.has_validation = "valid_qrels" in self._arrays
 
-    def rows(self, seed: int, start: int, stop: int) -> tuple[Rows, Rows, Rows]:
-        """Choose the (query, positive, negative) rows of the run's examples `start` to `stop`."""
-        epochs, places = np.divmod(np.arange(start, stop), self.num_queries)
-        queries, draws = np.empty_like(places), np.empty(len(places))
+    def examples(self, seed: int, start: int, stop: int, settings: BatchSettings) -> Examples:
+        """Choose the run's examples `start` to `stop`; a pair without a negative brings any item in its stead.
+
+        An item's photo costs far more than a query does: `queries_per_item` shows more pairs for nearly the same.
+        """
+        a, number = self._arrays, np.arange(start, stop)
+        queries = np.empty_like(number)
+        epochs = number // self.num_queries
         for epoch in np.unique(epochs):
-            random = np.random.default_rng((seed, int(epoch)))
-            order, draw = random.permutation(self.num_queries), random.random(self.num_queries)
             here = epochs == epoch
-            queries[here], draws[here] = order[places[here]], draw[places[here]]
-        first, last = self._arrays["first"][queries], self._arrays["first"][queries + 1]
-        pairs = first + (draws * (last - first)).astype(np.int64)
-        return queries, self._arrays["positives"][pairs], self._arrays["negatives"][pairs]
-
-    def batch(self, queries: Rows, items: Rows) -> Batch:
-        """Gather the tensors of B queries and N items."""
-        a = self._arrays
-        return Batch(
-            _trimmed(a["queries"][queries]),
-            _trimmed(a["titles"][items]),
-            a["pixels"][items],
-            a["has_image"][items],
+            places = number[here] - epoch * self.num_queries
+            queries[here] = permuted(places, self.num_queries, _key(seed, ORDER, int(epoch)))
+        draw = {what: uniform(number, _key(seed, what)) for what in (POSITIVE, NEGATIVE, VARIANT, DROPPED)}
+        first, last = a["first_positives"][queries], a["first_positives"][queries + 1]
+        pairs = first + (draw[POSITIVE] * (last - first)).astype(np.int64)
+        share = settings.negatives
+        brings = np.floor((number + 1) * share) > np.floor(number * share)  # evenly, whoever has which examples
+        negatives = self._negatives(pairs[brings], draw[NEGATIVE][brings])
+        variants = (draw[VARIANT] * self.num_variants).astype(np.int64)
+        hidden = draw[DROPPED] < settings.modality_dropout
+        positives, more = a["positives"][pairs], settings.queries_per_item - 1
+        others = self._others(positives, uniform(number, _key(seed, ASKED)), more)
+        return Examples(
+            np.concatenate([queries, np.searchsorted(a["first_positives"], others, "right") - 1]),
+            np.concatenate([brings, np.zeros(len(others), np.bool_)]),
+            a["grades"][np.concatenate([pairs, others])],
+            np.concatenate([positives, negatives]),
+            np.concatenate([number, number[brings]]),
+            np.concatenate([variants, variants[brings]]),
+            np.concatenate([hidden, hidden[brings]]),
         )
 
+    def _others(self, positives: Rows, draw: NDArray[np.float64], count: int) -> Rows:
+        """Choose so many pairs of each of P positives, one after the other from any of them on: (count · P,)."""
+        first, last = self._arrays["first_pairs"][positives], self._arrays["first_pairs"][positives + 1]
+        turn = (draw * (last - first)).astype(np.int64) + np.arange(count)[:, None]
+        pairs: Rows = self._arrays["pairs"][first + turn % (last - first)]
+        return pairs.ravel()
+
+    def _negatives(self, pairs: Rows, draw: NDArray[np.float64]) -> Rows:
+        first, last = self._arrays["first_negatives"][pairs], self._arrays["first_negatives"][pairs + 1]
+        at = first + (draw * (last - first)).astype(np.int64)
+        anything: Rows = (draw * self.num_items).astype(np.int64)
+        table = self._arrays["negatives"]
+        if len(table):
+            anything = np.where(last > first, table[np.minimum(at, len(table) - 1)], anything)
+        return np.asarray(anything)
+
+    def batch(self, examples: Examples, settings: BatchSettings, seed: int = 0) -> Batch:
+        """Gather the tensors of examples; chance falls alike wherever and whenever an example is made."""
+        a, items = self._arrays, examples.items
+        titles, pixels = a["titles"][examples.variants, items], a["pixels"][items]
+        if settings.word_dropout:
+            titles = _thinned(titles, examples.numbers, settings.word_dropout, seed)
+        if settings.augment:
+            pixels = _moved(pixels, examples.numbers, settings.augment, seed)
+        return Batch(_trimmed(a["queries"][examples.queries]), _trimmed(titles), pixels, self.has_image(examples))
+
+    def has_image(self, examples: Examples) -> NDArray[np.bool_]:
+        """Tell which items of the batch show a photo, (M,)."""
+        shown: NDArray[np.bool_] = self._arrays["has_image"][examples.items] & ~examples.hidden
+        return shown
+
     def known(self, queries: Rows, items: Rows) -> NDArray[np.bool_]:
-        """Tell for each of B queries and N items whether the item is a known positive: (B, N)."""
-        keys = self._arrays["keys"]
-        wanted = queries[:, None] * self.num_items + items[None, :]
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        found: NDArray[np.bool_] = keys[at] == wanted
-        return found
+        """Tell for each of B queries and N items whether the item is a known positive: (B, N).
+
+        Walks the queries' positives, not all pairs: a batch of 8,192 would have 67 million.
+        """
+        out = np.zeros((len(queries), len(items)), dtype=np.bool_)
+        order = np.argsort(items, kind="stable")
+        ordered = items[order]
+        first, last = (self._arrays["first_positives"][queries + step] for step in (0, 1))
+        row, at = _ranges(first, last)
+        positives = self._arrays["positives"][at]
+        left, right = (np.searchsorted(ordered, positives, side) for side in ("left", "right"))
+        pair, place = _ranges(left, right)
+        out[row[pair], order[place]] = True
+        return out
+
+    def log_q(self, items: Rows) -> NDArray[np.float32]:
+        """The logarithm of each item's chance to be the positive of an example."""
+        chances: NDArray[np.float32] = self._arrays["log_q"][items]
+        return chances
+
+    def validation_queries(self) -> NDArray[np.int32]:
+        """Tokens of the queries that are ranked while training, (q, L)."""
+        return np.asarray(self._arrays["valid_queries"])
+
+    def validation_items(self, start: int, stop: int, variant: int = 0) -> Batch:
+        """Tensors of some of the items that they are ranked over, without queries."""
+        a, here = self._arrays, slice(start, stop)
+        titles, pixels = a["valid_titles"][variant, here], a["valid_pixels"][here]
+        return Batch(np.empty((0, 1), np.int32), _trimmed(titles), pixels, a["valid_has_image"][here])
+
+    def validation_qrels(self) -> NDArray[np.int64]:
+        """Their judgments: rows of (query, item, grade)."""
+        return np.asarray(self._arrays["valid_qrels"])
+
+    @property
+    def num_validation_items(self) -> int:
+        """How many items validation ranks over."""
+        return len(self._arrays["valid_pixels"])
 
 
-def lay_out(folder: Path, split: str, tokens: Tokens, lengths: tuple[int, int], root: Path) -> Path:
-    """Lay the split of a triplets artifact out as arrays in an artifact "layout"; done once, then found.
-
-    `lengths` are the most tokens of a query and of a title. Raises ArtifactError when there are no pairs.
-    """
-    manifest = artifacts.read(folder, "triplets", verify=False)
-    settings = {"split": split, "lengths": list(lengths), "tokens": tokens.digest}
-    inputs = {"triplets": manifest.key}
-    place = artifacts.place(root, "layout", artifacts.key("layout", settings, inputs))
-    try:
-        artifacts.read(place, "layout", verify=False)
-    except ArtifactError:
-        artifacts.read(folder, "triplets")
-        with artifacts.draft(root, "layout", settings, inputs) as draft:
-            ids = _lay_out_items(folder, split, tokens, lengths[1], manifest.details["image_size"], draft.folder)
-            _lay_out_pairs(folder, tokens, lengths[0], ids, draft.folder)
-    return place
+def _thinned(titles_ML: NDArray[np.int32], numbers: Rows, share: float, seed: int) -> NDArray[np.int32]:
+    """Leave out a share of each title's tokens, but the first; what is left moves up."""
+    length = titles_ML.shape[1]
+    drawn = uniform(numbers[:, None] * length + np.arange(length), _key(seed, WORD))
+    drawn[:, 0] = 1.0
+    kept = np.where(drawn >= share, titles_ML, PADDING)
+    order = np.argsort(kept == PADDING, axis=1, kind="stable")
+    return np.take_along_axis(kept, order, axis=1)
 
 
-def _lay_out_items(folder: Path, split: str, tokens: Tokens, length: int, size: int, out: Path) -> pa.Array:
-    items = ds.dataset(folder / "items", format="parquet")
-    wanted = ds.field("split") == split
-    n = items.count_rows(filter=wanted)
-    titles = open_memmap(out / "titles.npy", "w+", np.int64, (n, length))
-    pixels = open_memmap(out / "pixels.npy", "w+", np.uint8, (n, size, size, 3))
-    has_image = open_memmap(out / "has_image.npy", "w+", np.bool_, (n,))
-    ids, at = [], 0
-    columns = ["item_id", "text", "pixels", "has_image"]
-    for batch in items.to_batches(columns=columns, filter=wanted, batch_size=ROWS_AT_ONCE):
-        rows = slice(at, at := at + batch.num_rows)
-        encoded = tokens.ids(batch["text"].to_pylist(), length)
-        titles[rows] = 0
-        titles[rows, : encoded.shape[1]] = encoded
-        pixels[rows] = tables.pixels(batch["pixels"], size)
-        has_image[rows] = batch["has_image"].to_numpy(zero_copy_only=False)
-        ids.append(batch["item_id"])
-    if not n:
-        raise ArtifactError(f"items of split {split!r} in {folder}", "none", "prepare a catalogue that has them")
-    return pa.concat_arrays(ids)
+def _moved(pixels_MSS3: NDArray[np.uint8], numbers: Rows, most: float, seed: int) -> NDArray[np.uint8]:
+    """Mirror half of the photos, and zoom and move each by at most so much of its side; edges are carried on."""
+    side = pixels_MSS3.shape[1]
+    zoom, down, right = (most * (2 * uniform(numbers, _key(seed, what)) - 1) for what in (ZOOM, DOWN, RIGHT))
+    places = (np.arange(side) - (side - 1) / 2)[None, :] * (1 + zoom)[:, None] + (side - 1) / 2
+    rows, columns = (
+        np.clip(np.rint(places + side * by[:, None]), 0, side - 1).astype(np.intp) for by in (down, right)
+    )
+    mirrored = uniform(numbers, _key(seed, FLIPPED)) < 0.5
+    columns[mirrored] = columns[mirrored, ::-1]
+    photo = np.arange(len(pixels_MSS3))[:, None, None]
+    return np.asarray(pixels_MSS3[photo, rows[:, :, None], columns[:, None, :]])
 
 
-def _lay_out_pairs(folder: Path, tokens: Tokens, length: int, ids: pa.Array, out: Path) -> None:
-    pairs = pq.read_table(folder / "pairs").sort_by([("query_id", "ascending"), ("item_id", "ascending")])
-    if not pairs.num_rows:
-        raise ArtifactError(f"training pairs in {folder}", "none", "prepare judgments that have positives")
-    query_ids = pairs["query_id"].combine_chunks()
-    firsts = np.flatnonzero(np.r_[True, np.asarray(pc.not_equal(query_ids[1:], query_ids[:-1]))])
-    rows = np.cumsum(np.isin(np.arange(len(query_ids)), firsts)) - 1
-    positives = _numbers(pairs["item_id"].combine_chunks(), ids)
-    negatives = _first_negatives(pairs["negatives"].combine_chunks(), ids)
-    texts = pairs["query"].combine_chunks().take(pa.array(firsts)).to_pylist()
-    np.save(out / "first.npy", np.r_[firsts, len(query_ids)].astype(np.int64))
-    np.save(out / "queries.npy", tokens.ids(texts, length))
-    np.save(out / "positives.npy", positives)
-    np.save(out / "negatives.npy", negatives)
-    np.save(out / "keys.npy", np.sort(rows * len(ids) + positives))
+def _ranges(first: Rows, last: Rows) -> tuple[Rows, Rows]:
+    """List all numbers from first[i] to last[i]: for each its i, and the number itself."""
+    count = last - first
+    row = np.repeat(np.arange(len(count)), count)
+    ends = np.cumsum(count)
+    return row, np.arange(len(row)) - np.repeat(ends - count, count) + np.repeat(first, count)
 
 
-def _trimmed(tokens_NL: NDArray[np.int64]) -> NDArray[np.int64]:
+def _key(seed: int, what: int, epoch: int = 0) -> int:
+    return (epoch * 1_000_003 + seed) * 16 + what
+
+
+def _trimmed(tokens_NL: NDArray[np.int32]) -> NDArray[np.int32]:
     """Cut columns that are padding in every row, so that a short batch costs little."""
-    longest = max(1, int((tokens_NL != 0).sum(1).max(initial=1)))
+    longest = max(1, int((tokens_NL != PADDING).sum(1).max(initial=1)))
     return np.ascontiguousarray(tokens_NL[:, :longest])
-
-
-def _numbers(item_ids: pa.Array, ids: pa.Array) -> Rows:
-    numbers: Rows = pc.index_in(item_ids, value_set=ids).to_numpy(zero_copy_only=False).astype(np.int64)
-    return numbers
-
-
-def _first_negatives(lists: pa.ListArray, ids: pa.Array) -> Rows:
-    """The number of each pair's first negative; a pair without any gets the item that has its own number."""
-    firsts, there = lists.offsets.to_numpy()[:-1], pc.list_value_length(lists).to_numpy() > 0
-    chosen = np.arange(len(lists), dtype=np.int64) % len(ids)
-    chosen[there] = _numbers(lists.values.field("item_id").take(pa.array(firsts[there])), ids)
-    return chosen

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from askew.errors import ArtifactError
 
 ROWS_A_PART, BYTES_A_PART = 50_000, 256 << 20
+TEXT = "text"  # the column of items that towers and BM25 read
 
 
 def parts(folder: Path) -> list[Path]:
@@ -131,6 +133,19 @@ def cells(photos: NDArray[np.uint8], has: NDArray[np.bool_]) -> pa.Array:
     valid = np.packbits(has, bitorder="little")
     buffers = [pa.py_buffer(part) for part in (valid, offsets, np.ascontiguousarray(photos))]
     return pa.Array.from_buffers(pa.binary(), len(has), buffers)
+
+
+def told(rows: pa.RecordBatch, name: str) -> pa.Array:
+    """The text of items, or a field that stands for it; where that says nothing, the text."""
+    if name == TEXT:
+        return rows[TEXT]
+    words = pc.fill_null(pc.struct_field(rows["fields"], name).cast(pa.string()), "")
+    return pc.if_else(pc.equal(words, ""), rows[TEXT], words)
+
+
+def columns_of(name: str) -> list[str]:
+    """The columns of items' parts that `told` reads."""
+    return [TEXT] if name == TEXT else [TEXT, f"fields.{name}"]
 
 
 def pixels(column: pa.Array, size: int) -> NDArray[np.uint8]:
