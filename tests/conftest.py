@@ -13,6 +13,7 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",
     "RAY_AUTH_MODE": "disabled",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: a cluster that listens on loopback alone
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

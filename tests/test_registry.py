@@ -54,6 +54,15 @@ def test_a_run_holds_its_params_metrics_files_and_end(registry: Registry, mlflow
     assert status == "FAILED"
 
 
+def test_a_watched_machine_s_doings_are_logged(registry: Registry) -> None:
+    run_id = registry.start_run("search", "watched", {}, {})
+    with registry.watching(run_id, "node-3"):
+        time.sleep(2.5)
+    found = registry.history(run_id, "system/node-3/system_memory_usage_percentage")
+    assert found
+    assert all(0 < value <= 100 for _, value in found)
+
+
 def test_a_registered_model_comes_back_whole(registry: Registry, tmp_path: Path) -> None:
     folder = make(tmp_path / "here", "one")
     version = registry.register("shop", folder, registry.start_run("search", "r", {}, {}), {"colour": "red"})

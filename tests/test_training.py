@@ -1,68 +1,315 @@
-"""Training on a real Ray cluster; tracking goes to a real MLflow server in the flow test."""
+"""Training on a real Ray cluster, tracked by a real MLflow server."""
 
-import math
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from askew import inputs
-from askew.batches import Triplets, lay_out
-from askew.errors import ConfigError, RegistryError
-from askew.towers import TowerSettings, TwoTower
-from askew.training import TrainSettings, loss_of, rate, train
+import askew
+from askew import artifacts, checkpoints
+from askew.errors import ArtifactError, ConfigError, RegistryError, TrainingError
+from askew.journal import Journal
+from askew.models import Model
+from askew.recipes import StageSettings, TrainSettings
+from askew.registry import Registry
+from askew.towers import TwoTower
+from askew.training import train
 
-TOWERS = TowerSettings(dim=16, text_width=16, text_heads=2, image_size=32, query_length=8, title_length=12)
+pytestmark = pytest.mark.usefixtures("cluster")
+TOWERS = {"dim": 16, "text": {"width": 16, "heads": 2}, "image_size": 32, "query_length": 8, "title_length": 12}
+JOINT = {"steps": 10, "loss": {"text": 0.3, "image": 0.3, "fused": 1.0}, "warmup_steps": 2}
+NOWHERE = "http://127.0.0.1:9"
 
 
-def settings(folder: Path, root: Path, **other: Any) -> TrainSettings:
-    values = {"steps": 8, "batch_size": 16, "bf16": False, "tracking_uri": "http://127.0.0.1:9"} | other
-    return TrainSettings(triplets=folder, root=root, towers=TOWERS, **values)
+def settings(triplets: Path, root: Path, **other: Any) -> TrainSettings:
+    values: dict[str, Any] = {
+        "triplets": triplets, "root": root, "tracking_uri": NOWHERE, "towers": TOWERS, "stages": {"joint": JOINT},
+        "batch_size": 16, "bf16": False, "num_workers": 1, "report_every": 1, "checkpoint_every": 3,
+        "validation": {"every": 3},
+    }  # fmt: skip
+    return TrainSettings.model_validate(values | other)
 
 
-def test_the_rate_warms_up_and_comes_down(tmp_path: Path) -> None:
-    s = settings(tmp_path, tmp_path, steps=100, warmup_steps=10, learning_rate=1.0)
-    rates = [rate(step, s) for step in range(100)]
+def losses(root: Path) -> list[float]:
+    [folder] = (root / "runs").glob("*.journal")
+    return [values["train/loss"] for _, values in Journal(folder).history() if "train/loss" in values]
+
+
+def trained(*arguments: Any, **other: Any) -> list[float]:
+    """Train without MLflow, which leaves the model on disk, and return the loss of each step."""
+    with pytest.raises(RegistryError):
+        train(settings(*arguments, **other))
+    return losses(arguments[1])
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_the_rate_warms_up_and_comes_down() -> None:
+    stage = StageSettings.model_validate({**JOINT, "steps": 100, "warmup_steps": 10, "learning_rate": 1.0})
+    rates = [stage.rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] > 0.95
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] < 0.001
 
 
-def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch_size 16, num_workers 3"):
-        train(settings(tmp_path, tmp_path, num_workers=3))
-
-
-@pytest.mark.parametrize("wrong", [{"num_workers": 0}, {"steps": 0}, {"learning_rate": 0}, {"stepz": 3}])
-def test_a_wrong_setting_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=next(iter(wrong))):
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"num_workers": 0}, "num_workers"),
+        ({"stepz": 3}, "stepz"),
+        ({"stages": {}}, "stages"),
+        ({"stages": {"joint": {**JOINT, "steps": 0}}}, "steps"),
+        ({"stages": {"joint": {**JOINT, "rates": {"query": -1}}}}, "at least 0"),
+        ({"stages": {"joint": {**JOINT, "loss": {}}}}, "no term"),
+        ({"stages": {"joint": {"steps": 1, "loss": {"adaptive": 1}}}}, "towers.header"),
+        ({"stages": {"joint": {"steps": 1, "loss": {"domain": 1}, "rates": {"title": 0, "photo": 0}}}}, "frozen"),
+        ({"num_workers": 3}, "3 workers cannot share batch_size 16"),
+        ({"min_workers": 2}, "min_workers 2 is more than num_workers 1"),
+        ({"stages": {"joint": {**JOINT, "batch": {"negatives": 0.1}}}}, "negatives evenly"),
+        ({"at_once": 1}, "at_once"),
+    ],
+)
+def test_a_wrong_setting_is_refused(tmp_path: Path, wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
         settings(tmp_path, tmp_path, **wrong)
 
 
-def test_no_mlflow_is_said_before_anything_is_trained(triplets_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9"):
-        train(settings(triplets_folder, tmp_path))
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"towers": {**TOWERS, "image_size": 48}}, "triplets of 32, towers.image_size 48"),
+        ({"use_gpu": True, "num_workers": 2}, "2 GPUs"),
+        ({"texts": ["text", "colr"]}, "colr"),
+        ({"towers": {**TOWERS, "text": {"checkpoint": "/nowhere"}}}, "nowhere"),
+    ],
+    ids=["size", "gpus", "texts", "checkpoint"],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_trained(
+    triplets_folder: Path, tmp_path: Path, wrong: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        train(settings(triplets_folder, tmp_path, **wrong))
+    assert not list(tmp_path.glob("model-*"))
 
 
-def test_the_loss_comes_down(triplets_folder: Path, tmp_path: Path) -> None:
-    s = settings(triplets_folder, tmp_path, judged_negatives=0.5)
-    tokens = inputs.Tokens.train(["red striped mug", "blue dotted cushion"] * 5, 200)
-    triplets = Triplets(lay_out(triplets_folder, "train", tokens, (8, 12), tmp_path))
+def test_triplets_of_another_format_are_refused(triplets_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "triplets"
+    other.mkdir()
+    manifest = json.loads((triplets_folder / artifacts.MANIFEST).read_text()) | {"format": 99}
+    (other / artifacts.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="format 99"):
+        train(settings(other, tmp_path))
+
+
+# --- training ------------------------------------------------------------------------------------
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "joint": {},
+    "smar": {
+        "towers": {**TOWERS, "fusion": "cross_attention", "header": True},
+        "stages": {
+            "pretrain": {**JOINT, "steps": 5},
+            "adapt": {"steps": 5, "loss": {"adaptive": 1.0}, "rates": {"header": 10, "photo": 0}},
+        },
+    },
+    "beyond_text": {
+        "towers": {**TOWERS, "fusion": "moe_bilinear", "shared_text": True},
+        "stages": {
+            "domain": {"steps": 3, "loss": {"domain": 1.0}},
+            "align": {"steps": 3, "loss": {"text": 1.0, "image": 1.0}},
+            "fuse": {"steps": 4, "loss": {"text": 0.3, "fused": 1.0}, "rates": {"query": 0.3, "photo": 0.3}},
+        },
+    },
+    "mined": {
+        "stages": {
+            "joint": {
+                **JOINT, "batch": {"negatives": 0.5, "modality_dropout": 0.2, "queries_per_item": 3},
+                "loss": {
+                    "fused": 1.0, "domain": 0.1, "triplet": 0.5, "graded": True, "log_q": True, "matryoshka": [8],
+                },
+            }
+        }
+    },
+    "text": {"towers": {**TOWERS, "fusion": "text"}, "stages": {"joint": {"steps": 10, "loss": {"fused": 1.0}}}},
+    "hinge": {"stages": {"joint": {**JOINT, "loss": {"fused": 1.0, "kind": "hinge"}}}},
+}  # fmt: skip
+
+
+GOLDEN: dict[str, list[float]] = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_workers_are_one_of_twice_the_share(triplets_folder: Path, tmp_path: Path, name: str) -> None:
+    """And both are what they were when the losses were written down."""
+    one, two = (
+        trained(triplets_folder, tmp_path / str(count), num_workers=count, **RECIPES[name]) for count in (1, 2)
+    )
+    assert one == pytest.approx(GOLDEN[name], rel=2e-3)  # another processor adds in another order
+    assert two == pytest.approx(one, rel=2e-4)
+
+
+def test_cached_gradients_train_the_same(triplets_folder: Path, tmp_path: Path) -> None:
+    plain = trained(triplets_folder, tmp_path / "plain", num_workers=2)
+    cached = trained(triplets_folder, tmp_path / "cached", num_workers=2, at_once=3)
+    assert cached == pytest.approx(plain, rel=2e-4)
+
+
+def test_a_loss_that_explodes_stops_with_its_step_and_queries(triplets_folder: Path, tmp_path: Path) -> None:
+    wild = {**JOINT, "steps": 30, "learning_rate": 1e18, "clip": 1e9, "warmup_steps": 0}
+    with pytest.raises(TrainingError, match=r"at step \d+, on queries \w+") as caught:
+        train(settings(triplets_folder, tmp_path, stages={"joint": wild}))
+    noted = json.loads((tmp_path / "runs" / "refused.json").read_text())
+    assert f"at step {noted['step']}" in str(caught.value)
+    assert len(noted["query_ids"]) == 16
+    assert not list(tmp_path.glob("model-*"))
+
+
+def test_without_mlflow_a_training_is_kept_and_logged_later(
+    triplets_folder: Path, tmp_path: Path, mlflow_uri: str
+) -> None:
+    first = trained(triplets_folder, tmp_path)
+    [folder] = tmp_path.glob("model-*")
+    stamp = (folder / "weights.safetensors").stat().st_mtime_ns
+    result = train(settings(triplets_folder, tmp_path, tracking_uri=mlflow_uri, model="later"))
+    assert result["skipped"]
+    assert (folder / "weights.safetensors").stat().st_mtime_ns == stamp
+    registry = Registry(mlflow_uri)
+    version = registry.resolve("later", "challenger")
+    assert version.version == result["version"]
+    logged = registry.history(version.run_id, "train/loss")
+    assert [value for _, value in sorted(logged)] == pytest.approx(first)
+    fetched = Model.load(registry.download(version, tmp_path / "fetched"))
+    local = Model.load(folder)
+    assert np.array_equal(fetched.queries(["red mug"]), local.queries(["red mug"]))
+    card = (folder / "README.md").read_text()
+    assert "validation nDCG@10" in card
+    assert "made-up shop" in card
+
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["stages"]["joint"]["steps"] == JOINT["steps"]
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD], capture_output=True, text=True, check=True,
+        env={**os.environ, "MLFLOW_TRACKING_URI": mlflow_uri, "PYTHONPATH": str(Path(askew.__path__[0]).parent)},
+    )  # fmt: skip
+    assert np.allclose(json.loads(loaded.stdout), local.queries(["red mug", "cap"]), atol=1e-6)
+
+
+LOAD = """
+import json, pickle, sys
+def no(*_, **__): raise AssertionError("a pickle was read")
+import mlflow, pandas, torch
+pickle.load = pickle.loads = torch.load = no
+model = mlflow.pyfunc.load_model("models:/later@challenger")
+vectors = model.predict(pandas.DataFrame({"query": ["red mug", "cap"]}))
+training = {"askew.training", "askew.steps", "askew.recipes", "askew.objective", "ray.train"} & set(sys.modules)
+assert not training, training
+assert model.metadata.get_input_schema().input_names() == ["query"]
+print(json.dumps(vectors.tolist()))
+"""
+
+
+def test_a_full_disk_is_said_and_nothing_half_written_is_taken_for_a_model(
+    triplets_folder: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("a disk that is full can be made by root alone")
+    large = {**TOWERS, "photo": {"backbone": "resnet18"}}  # 45 MB, and as much twice for the optimiser
+    try:
+        with pytest.raises(TrainingError, match="No space left on device"):
+            train(settings(triplets_folder, small, towers=large, max_failures=0))
+        assert not list(small.glob("model-*"))
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_a_vocabulary_of_another_encoder_is_refused(triplets_folder: Path, tmp_path: Path) -> None:
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    BertModel(BertConfig(vocab_size=4, **text)).save_pretrained(tmp_path / "bert")
+    raw = Tokenizer(models.WordLevel({word: n for n, word in enumerate(["[UNK]", *"abcdef"])}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]").save_pretrained(tmp_path / "bert")
+    towers = {**TOWERS, "text": {"checkpoint": str(tmp_path / "bert")}}
+    with pytest.raises(ConfigError, match="7 entries for an encoder of 4"):
+        train(settings(triplets_folder, tmp_path / "root", towers=towers))
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def checkpoint(folder: Path) -> tuple[TwoTower, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    towers = TwoTower(TOWERS, tokens.size)
-    optimizer = torch.optim.AdamW(towers.parameters(), lr=3e-3)
-    losses = []
-    for step in range(30):
-        loss, negatives = loss_of(towers, triplets, step, s, torch.device("cpu"))
-        optimizer.zero_grad()
-        loss.backward()
+    towers = TwoTower(settings(folder, folder).towers, 50)
+    optimizer = torch.optim.AdamW(towers.parameters())
+    sum(p.sum() for p in towers.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    folder.mkdir(exist_ok=True)
+    checkpoints.save(folder, towers, optimizer, {"step": 7})
+    return towers, optimizer
+
+
+def test_a_checkpoint_gives_back_all_of_it(tmp_path: Path) -> None:
+    towers, optimizer = checkpoint(tmp_path / "saved")
+    other = TwoTower(towers.settings, 50)
+    fresh = torch.optim.AdamW(other.parameters(), lr=7.0)
+    assert checkpoints.state_of(tmp_path / "saved")["step"] == 7
+    checkpoints.load_weights(tmp_path / "saved", other)
+    checkpoints.load_optimizer(tmp_path / "saved", fresh)
+    for one, two in zip(towers.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+        for name, value in optimizer.state[one].items():
+            assert torch.equal(torch.as_tensor(fresh.state[two][name]), torch.as_tensor(value))
+    assert fresh.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+
+
+def test_an_optimiser_goes_on_in_its_parameters_memory_format(tmp_path: Path) -> None:
+    def stepped(weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        weight.grad = torch.arange(float(weight.numel())).view(weight.shape).to(memory_format=torch.channels_last)
         optimizer.step()
-        losses.append(loss.item())
-        assert 0 < negatives <= 16 + 8 - 1
-    assert all(map(math.isfinite, losses))
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+        return weight.detach().clone()
+
+    def made() -> tuple[torch.nn.Conv2d, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(3, 4, 3, bias=False).to(memory_format=torch.channels_last)
+        return layer, torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+
+    layer, optimizer = made()
+    stepped(layer.weight, optimizer)
+    checkpoints.save(tmp_path, layer, optimizer, {"step": 1})
+    again, fresh = made()
+    checkpoints.load_weights(tmp_path, again)
+    checkpoints.load_optimizer(tmp_path, fresh)
+    for _ in range(3):
+        assert torch.equal(stepped(layer.weight, optimizer), stepped(again.weight, fresh))
+
+
+@pytest.mark.parametrize("name", [checkpoints.WEIGHTS, checkpoints.OPTIMIZER])
+def test_an_altered_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    checkpoint(tmp_path / "saved")
+    path = tmp_path / "saved" / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=name):
+        checkpoints.state_of(tmp_path / "saved")
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    towers, _ = checkpoint(tmp_path / "saved")
+    weights = load_file(tmp_path / "saved" / checkpoints.WEIGHTS)
+    weights["query.project.bias"] = torch.zeros(5)
+    save_file(weights, tmp_path / "saved" / checkpoints.WEIGHTS)
+    with pytest.raises(ArtifactError, match=r"query\.project\.bias"):
+        checkpoints.load_weights(tmp_path / "saved", towers)

@@ -6,6 +6,7 @@ depends on the units alone, never on who did them. Knows nothing of what the uni
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,9 +22,12 @@ REFUSED, MARK = "askew refused", "askew mark"
 
 
 def connect() -> None:
-    """Join the running Ray cluster (a job's RAY_ADDRESS), or start one here when there is none."""
+    """Join the cluster that RAY_ADDRESS names, as in a job; without one, start one here.
+
+    Ray by itself would look for the last cluster of this machine, and wait for it though it is gone.
+    """
     if not ray.is_initialized():
-        ray.init(log_to_driver=True, configure_logging=False)
+        ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=True, configure_logging=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -32,6 +36,11 @@ def connect() -> None:
 def nodes() -> int:
     """Count the cluster's living nodes."""
     return sum(1 for node in ray.nodes() if node["Alive"])
+
+
+def resources() -> dict[str, float]:
+    """What the cluster has in all, by name: CPU, GPU, …"""
+    return dict(ray.cluster_resources())
 
 
 def spread(

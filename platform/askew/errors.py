@@ -5,6 +5,7 @@ AskewError
 ├── DataError        a catalogue, its queries or its judgments cannot be used
 ├── ArtifactError    triplets, a model or an index is missing, half written, altered or of another make
 ├── RegistryError    MLflow cannot be reached, or holds no such model, version or alias
+├── TrainingError    a training went wrong in itself: its loss is no number, or explodes
 ├── MachineError     this machine lacks memory, disk, a free port or a part
 └── StageError       a Ray job ended in failure
 """
@@ -41,6 +42,10 @@ class ArtifactError(AskewError):
 
 class RegistryError(AskewError):
     """MLflow cannot be reached, or holds no such model, version or alias."""
+
+
+class TrainingError(AskewError):
+    """A training went wrong in itself: its loss is no number, or explodes."""
 
 
 class MachineError(AskewError):

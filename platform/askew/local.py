@@ -284,9 +284,20 @@ def _runtime_env(stack: Stack, root: Path) -> Path:
     values = yaml.safe_load((root / "jobs" / "runtime_env.yaml").read_text(encoding="utf-8"))
     if stack.home.is_relative_to(root):
         values["excludes"].append(f"/{stack.home.relative_to(root)}")
+    if commit := _commit(root):
+        values["env_vars"] = {**values.get("env_vars", {}), "ASKEW_COMMIT": commit}
     path = stack.home / "runtime_env.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
+
+
+def _commit(root: Path) -> str:
+    """The commit of the checkout that jobs are submitted from, which they cannot see; empty without git."""
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout.strip() if asked.returncode == 0 else ""
 
 
 def _jobs(stack: Stack) -> list[dict[str, Any]]:

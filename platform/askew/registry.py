@@ -5,6 +5,7 @@ tracking server, so a client needs its address and nothing else. Which version i
 and moving it is promotion. Knows nothing of what a model is, beyond its manifest.
 """
 
+import json
 import logging
 import os
 import re
@@ -18,13 +19,16 @@ from typing import Any
 
 import httpx
 import mlflow
+import numpy as np
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from askew import artifacts
+from askew import __version__, artifacts
 from askew.config import Settings
 from askew.errors import ArtifactError, RegistryError
 
-CHAMPION = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
 MODEL_KEY = "askew.model_key"
+EXAMPLE = "input_example.json"
 FILES = "model"  # where a version's files lie among its run's artifacts
 ENVIRONMENT = {  # MLflow's client reads these at each request; by its own defaults a dead server holds it 245 s
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -71,11 +75,27 @@ class Registry:
         with self._asked(f"metrics logged to run {run_id}"):
             self._client.log_batch(run_id, metrics=values)
 
+    def history(self, run_id: str, name: str) -> list[tuple[int, float]]:
+        """Read a metric of a run: its steps and values, as they were logged."""
+        with self._asked(f"metric {name!r} of run {run_id}"):
+            return [(m.step, m.value) for m in self._client.get_metric_history(run_id, name)]
+
     def log_files(self, run_id: str, path: Path, to: str) -> None:
         """Copy a file, or a folder's files, below `to` of a run's artifacts."""
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         with self._asked(f"{path} logged to run {run_id}"):
             log(run_id, str(path), to)
+
+    @contextmanager
+    def watching(self, run_id: str, node: str) -> Iterator[None]:
+        """Meanwhile log to a run what this machine does: processor, memory, disk, network, GPU."""
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, node_id=node, tracking_uri=self.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def end_run(self, run_id: str, ok: bool = True) -> None:
         """Mark a run as finished, or as failed."""
@@ -87,8 +107,12 @@ class Registry:
 
         Raises ArtifactError when the folder is no whole model.
         """
-        tags = {**tags, MODEL_KEY: artifacts.read(folder, "model").key}
+        manifest = artifacts.read(folder, "model")
+        tags = {**tags, MODEL_KEY: manifest.key}
         self.log_files(run_id, folder, FILES)
+        with tempfile.TemporaryDirectory() as work:
+            _describe(Path(work), manifest.details.get("dim", -1))
+            self.log_files(run_id, Path(work), FILES)
         with self._asked(f"a version of model {name!r}"):
             self._ensure_model(_checked(name))
             made = self._client.create_model_version(name, _source(run_id), run_id, tags, await_creation_for=0)
@@ -190,6 +214,20 @@ class Registry:
                 versions += [_version(v) for v in page]
                 token = page.token or ""
         return versions
+
+
+def _describe(folder: Path, dim: int) -> None:
+    """Write what MLflow shows of a model and loads it by: signature, example, and our loader (no pickle)."""
+    query = mlflow.types.ColSpec("string", "query")
+    vectors = mlflow.types.TensorSpec(np.dtype(np.float32), (-1, dim))
+    signature = mlflow.models.ModelSignature(mlflow.types.Schema([query]), mlflow.types.Schema([vectors]))
+    model = mlflow.models.Model(artifact_path=FILES, signature=signature)
+    model.add_flavor("python_function", loader_module="askew.pyfunc", python_version="3.11")
+    model.add_flavor("askew", version=__version__)
+    example = {"columns": ["query"], "data": [["red striped mug"]]}
+    (folder / EXAMPLE).write_text(json.dumps(example), encoding="utf-8")
+    model.saved_input_example_info = {"artifact_path": EXAMPLE, "type": "dataframe", "pandas_orient": "split"}
+    model.save(str(folder / "MLmodel"))
 
 
 def _reach(uri: str) -> str:

@@ -1,0 +1,76 @@
+"""Checkpoints: all that a training step needs, as plain files: weights, optimiser, and where it stands.
+
+A step's data and its random numbers are functions of the seed and the step (see `batches` and `caching`), so
+that a position is a number. Nothing is pickled. Knows nothing of stages or of Ray.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from askew import artifacts
+from askew.errors import ArtifactError
+
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+def save(folder: Path, towers: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Write a checkpoint into an empty folder; its state, written last, holds the others' checksums."""
+    save_file({k: v.detach().contiguous() for k, v in towers.state_dict().items()}, folder / WEIGHTS)
+    held = optimizer.state_dict()
+    tensors = {
+        f"{number}.{name}": torch.as_tensor(value).contiguous()
+        for number, values in held["state"].items()
+        for name, value in values.items()
+    }
+    save_file(tensors, folder / OPTIMIZER)
+    sums = {name: artifacts.sha256(folder / name) for name in (WEIGHTS, OPTIMIZER)}
+    told = state | {"groups": held["param_groups"], "files": sums}
+    artifacts.write_text(folder / STATE, json.dumps(told))
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """Read where a checkpoint stands, and check its files. Raises ArtifactError when it is not whole."""
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+        altered = [name for name, sum_ in state["files"].items() if artifacts.sha256(folder / name) != sum_]
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(
+            f"a checkpoint in {folder}", f"{error}", "remove the folder, and train again"
+        ) from error
+    if altered:
+        do = "remove the folder, and train again"
+        raise ArtifactError(f"{folder / altered[0]} as it was written", "other content", do)
+    return state
+
+
+def load_weights(folder: Path, towers: nn.Module) -> None:
+    """Load the weights. Raises ArtifactError when they are of other shapes."""
+    try:
+        towers.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        found = " ".join(str(error).split())[:300]
+        raise ArtifactError(
+            f"weights of these towers in {folder}", found, "train with the settings of then"
+        ) from error
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimiser's state, of the parts that it was saved with.
+
+    Each tensor is laid out in memory as its parameter is: the fused kernels take them for granted to be alike, and
+    a checkpoint knows no channels-last.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in load_file(folder / OPTIMIZER).items():
+        number, what = name.split(".")
+        state.setdefault(int(number), {})[what] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": state_of(folder)["groups"]})
+    for parameter, held in optimizer.state.items():
+        for name, value in held.items():
+            if value.shape == parameter.shape:
+                held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
