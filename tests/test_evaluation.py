@@ -25,7 +25,7 @@ SIZE = 4
 class MadeUp:
     """Words and mean colours as vectors: one axis a word."""
 
-    dim, image_size = len(WORDS), SIZE
+    dim, image_size, header = len(WORDS), SIZE, False
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> "MadeUp":
@@ -35,13 +35,15 @@ class MadeUp:
     def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return unit(np.array([[w in text.split() for w in WORDS] for text in texts], dtype=np.float32))
 
+    plain_queries = queries
+
     def items(
         self, texts: Sequence[str], pixels: NDArray[np.uint8], has_image: NDArray[np.bool_]
     ) -> dict[str, NDArray[np.float32]]:
         assert pixels.shape == (len(texts), SIZE, SIZE, 3)
         text, image = self.queries(texts), np.zeros((len(texts), self.dim), dtype=np.float32)
         image[:, 3:] = pixels.mean(axis=(1, 2)) / 255 * has_image[:, None]
-        return {"text": text, "image": unit(image), "fused": unit(text + image)}
+        return {"text": text, "image": unit(image), "fused": unit(text + image), "index": unit(text + image)}
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -27,8 +27,8 @@ from askew.models import Model
 
 ROOT = Path(__file__).parent.parent
 TRAIN = (
-    "steps=60", "batch_size=32", "checkpoint_every=10", "towers.dim=32", "towers.text_width=32",
-    "towers.text_heads=2", "bf16=false",
+    "stages.joint.steps=60", "batch_size=32", "checkpoint_every=10", "towers.dim=32", "towers.text.width=32",
+    "towers.text.heads=2", "bf16=false",
 )  # fmt: skip
 PATIENCE_S = 240
 
@@ -176,12 +176,13 @@ def test_bad_input_is_refused_through_the_proxy(
 def test_mlflow_holds_the_version_its_alias_and_numbers(stack: local.Stack) -> None:
     api, name = f"{stack.mlflow}/api/2.0/mlflow", {"name": "askew-demo"}
     model = httpx.get(f"{api}/registered-models/get", params=name).json()["registered_model"]
-    assert model["aliases"] == [{"alias": "champion", "version": "1"}]
+    assert {a["alias"]: a["version"] for a in model["aliases"]} == {"champion": "1", "challenger": "1"}
     version = httpx.get(f"{api}/model-versions/get", params=name | {"version": "1"}).json()["model_version"]
     tags = {tag["key"]: tag["value"] for tag in version["tags"]}
     assert Path(tags["askew.index"]).is_dir()
     run = httpx.get(f"{api}/runs/get", params={"run_id": version["run_id"]}).json()["run"]
-    assert "train/loss" in {metric["key"] for metric in run["data"]["metrics"]}
+    metrics = {metric["key"] for metric in run["data"]["metrics"]}
+    assert metrics >= {"train/loss", "valid/nDCG_at_10"}
     assert run["info"]["status"] == "FINISHED"
 
 

@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from askew import artifacts, datasets, indexing, tables
+from askew.encoders import TextSettings
 from askew.errors import ArtifactError, RegistryError
 from askew.indexing import Embedder, IndexSettings, index
 from askew.inputs import Tokens
@@ -21,7 +22,9 @@ from askew.registry import Registry, Version
 from askew.segments import COLUMNS, ITEMS, VECTORS, Shard
 from askew.towers import TowerSettings, TwoTower
 
-TOWERS = TowerSettings(dim=16, text_width=16, text_heads=2, image_size=32, query_length=8, title_length=12)
+TOWERS = TowerSettings(
+    dim=16, text=TextSettings(width=16, heads=2), image_size=32, query_length=8, title_length=12
+)
 SEGMENTS = 7  # of 300 items: they cannot all be of one size
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from askew import artifacts, mining, register, segments, tables
 from askew.bm25 import BM25
+from askew.encoders import TextSettings
 from askew.errors import ArtifactError
 from askew.inputs import Tokens
 from askew.mining import Miner
@@ -58,7 +59,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was never trained."""
     torch.manual_seed(0)
     tokens = Tokens.train(TITLES, 100)
-    shape = TowerSettings(dim=16, text_width=16, text_heads=2, image_size=32, query_length=8, title_length=8)
+    shape = TowerSettings(
+        dim=16, text=TextSettings(width=16, heads=2), image_size=32, query_length=8, title_length=8
+    )
     root = tmp_path_factory.mktemp("model")
     with artifacts.draft(root, "model", {}, {}) as draft:
         Model(TwoTower(shape, tokens.size), tokens).save(draft.folder)

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from askew import artifacts
+from askew.encoders import TextSettings
 from askew.errors import ArtifactError
 from askew.inputs import Tokens
 from askew.models import SETTINGS, WEIGHTS, Model
@@ -17,7 +18,7 @@ TEXTS = ["red striped mug", "blue cap", ""]
 def model() -> Model:
     torch.manual_seed(0)
     tokens = Tokens.train(TEXTS * 3, 100)
-    settings = TowerSettings(dim=16, text_width=16, text_heads=2, image_size=32)
+    settings = TowerSettings(dim=16, text=TextSettings(width=16, heads=2), image_size=32)
     return Model(TwoTower(settings, tokens.size), tokens)
 
 

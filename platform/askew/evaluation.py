@@ -30,8 +30,8 @@ from askew.registry import Registry, Version
 from askew.segments import Shard
 
 FILE = "evaluation.json"
-VARIANTS = ("text", "image", "fused")
-AGAINST = ("text", "bm25", "image")
+MODELS_OWN = {False: "fused", True: "adaptive"}  # what the index holds, without and with a header
+VARIANTS = ("text", "image", "fused", "adaptive")  # adaptive: as the index is searched, with SMAR's header
 EVALUATION_KEY = "askew.evaluation_key"
 MAIN = "nDCG@10"
 DEPTH, QUERIES_A_SEARCH = 1000, 64
@@ -48,6 +48,7 @@ class EvaluateSettings(Settings):
     tracking_uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
     k: int = Field(default=100, ge=100)
     min_relevant: int | None = Field(default=None, ge=1)
+    text: str = tables.TEXT  # or a field that is read in its place, to see what poorer titles cost
     resamples: int = Field(default=10_000, ge=100)
     seed: int = 0
     batch_size: int = Field(default=256, ge=1)
@@ -55,7 +56,7 @@ class EvaluateSettings(Settings):
 
     def content(self) -> dict[str, Any]:
         """What of the settings determines the numbers, beyond the artifacts that they name."""
-        return self.model_dump(mode="json", include={"k", "min_relevant", "resamples", "seed"})
+        return self.model_dump(mode="json", include={"k", "min_relevant", "text", "resamples", "seed"})
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
@@ -112,14 +113,16 @@ def report(settings: EvaluateSettings, model: Model) -> dict[str, Any]:
         **_measured(scores, slice(None), settings),
         "segments": _segments(scores, segment_of, settings),
         "comparisons": _comparisons(scores, settings),
-        "index": {
-            "items": groups[0].index["items"],
-            "recall@10": float(
-                np.average([g.index["recall@10"] for g in groups], weights=[g.num_queries for g in groups])
-            ),
-        },
+        **_index_told(groups),
         **({"text_ceiling": details["text_ceiling"]} if "text_ceiling" in details else {}),
     }
+
+
+def _index_told(groups: Sequence["Ranked"]) -> dict[str, Any]:
+    if not groups[0].index:
+        return {}
+    recalls, weights = [g.index["recall@10"] for g in groups], [g.num_queries for g in groups]
+    return {"index": {"items": groups[0].index["items"], "recall@10": float(np.average(recalls, weights=weights))}}
 
 
 # --- ranking -------------------------------------------------------------------------------------
@@ -152,8 +155,8 @@ def _ranked(
     """Rank the items of these splits for each query in every way."""
     candidates = Candidates.of(settings.triplets, splits)
     query_ids, words = (queries[name].to_pylist() for name in ("query_id", "query"))
-    vectors = _query_vectors(model, words, settings.batch_size)
-    tops, texts = _rank(model, vectors, candidates, settings)
+    queries_of = _query_vectors(model, words, settings.batch_size)
+    tops, texts = _rank(model, queries_of, candidates, settings)
     tops["bm25"] = Top(*BM25(texts).search(words, settings.k))
     scores = {
         name: metrics.score(
@@ -161,7 +164,9 @@ def _ranked(
         )
         for name, top in tops.items()
     }
-    index = _index_check(settings, vectors, candidates, tops["fused"])
+    index = {}
+    if settings.text == tables.TEXT:
+        index = _index_check(settings, queries_of["index"], candidates, tops[MODELS_OWN[model.header]])
     return Ranked(len(query_ids), len(candidates.item_ids), scores, index)
 
 
@@ -226,26 +231,34 @@ class Candidates:
 
 
 def _rank(
-    model: Model, queries: Vectors, candidates: Candidates, settings: EvaluateSettings
+    model: Model, queries: Mapping[str, Vectors], candidates: Candidates, settings: EvaluateSettings
 ) -> tuple[dict[str, Top], list[str]]:
     """Score every candidate by every kind of vector; returns the best of each kind, and all texts by row."""
-    tops = {name: Top.empty(len(queries)) for name in VARIANTS}
+    tops: dict[str, Top] = {}
     texts = [""] * len(candidates.item_ids)
     progress = Progress("embedded items", len(texts))
-    for rows, batch in candidates.batches(["text", "pixels", "has_image"], settings.batch_size):
-        words = batch["text"].to_pylist()
+    columns = [*tables.columns_of(settings.text), "pixels", "has_image"]
+    for rows, batch in candidates.batches(columns, settings.batch_size):
+        words = tables.told(batch, settings.text).to_pylist()
         pixels = tables.pixels(batch["pixels"], model.image_size)
         vectors = model.items(words, pixels, batch["has_image"].to_numpy(zero_copy_only=False))
-        for name, top in tops.items():
-            top.add(rows, queries @ vectors[name].T, settings.k)
+        if model.header:
+            vectors = {**vectors, "adaptive": vectors["index"]}
+        for name in VARIANTS:
+            if name in vectors:
+                asked = queries["index" if name == "adaptive" else "plain"]
+                tops.setdefault(name, Top.empty(len(asked))).add(rows, asked @ vectors[name].T, settings.k)
         for row, text in zip(rows, words, strict=True):
             texts[row] = text
         progress.step(len(rows))
     return tops, texts
 
 
-def _query_vectors(model: Model, queries: Sequence[str], size: int) -> Vectors:
-    return np.concatenate([model.queries(queries[i : i + size]) for i in range(0, len(queries), size)])
+def _query_vectors(model: Model, queries: Sequence[str], size: int) -> dict[str, Vectors]:
+    """Encode queries as Q, "plain", and as the index is searched, "index"."""
+    ways = {"plain": model.plain_queries, "index": model.queries}
+    starts = range(0, len(queries), size)
+    return {name: np.concatenate([way(queries[i : i + size]) for i in starts]) for name, way in ways.items()}
 
 
 def index_recall(shard: Shard, queries: Vectors, item_ids: Sequence[str], exact: NDArray[np.int64]) -> float:
@@ -305,12 +318,14 @@ def _segments(
 
 
 def _comparisons(scores: Mapping[str, Scores], settings: EvaluateSettings) -> dict[str, dict[str, float]]:
-    fused = scores["fused"].values[MAIN]
+    main = "adaptive" if "adaptive" in scores else "fused"
+    ours = scores[main].values[MAIN]
     return {
-        f"fused vs {other}": metrics.paired_bootstrap(
-            fused, scores[other].values[MAIN], settings.resamples, settings.seed
+        f"{main} vs {other}": metrics.paired_bootstrap(
+            ours, scores[other].values[MAIN], settings.resamples, settings.seed
         )
-        for other in AGAINST
+        for other in scores
+        if other != main
     }
 
 

@@ -90,7 +90,7 @@ class Embedder:
         for batch in tables.rows(self._paths, columns, self._batch_size, unit["start"], unit["stop"]):
             has_image = batch["has_image"].to_numpy(zero_copy_only=False)
             photos = tables.pixels(batch["pixels"], self._model.image_size)
-            vectors.append(self._model.items(batch["text"].to_pylist(), photos, has_image)["fused"])
+            vectors.append(self._model.items(batch["text"].to_pylist(), photos, has_image)["index"])
             kept.append(batch.select(list(segments.COLUMNS)))
         segments.write(Path(unit["folder"]), np.concatenate(vectors), pa.Table.from_batches(kept))
         return {"items": unit["stop"] - unit["start"], "dim": self._model.dim}

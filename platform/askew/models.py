@@ -17,7 +17,7 @@ from torch import Tensor
 from askew import artifacts
 from askew.errors import ArtifactError
 from askew.inputs import Tokens, clean
-from askew.towers import TowerSettings, TwoTower
+from askew.towers import TowerSettings, TwoTower, indexed_items, indexed_queries
 
 SETTINGS, WEIGHTS, TOKENIZER = "towers.json", "weights.safetensors", "tokenizer.json"
 Vectors = NDArray[np.float32]
@@ -28,7 +28,8 @@ class Model:
 
     def __init__(self, towers: TwoTower, tokens: Tokens, key: str = "") -> None:
         self.towers, self.tokens, self.key = towers.eval(), tokens, key
-        self.dim, self.image_size = towers.settings.dim, towers.settings.image_size
+        self.dim, self.image_size = towers.settings.index_dim, towers.settings.image_size
+        self.header = towers.settings.header
         self._device = next(towers.parameters()).device
 
     @classmethod
@@ -58,21 +59,32 @@ class Model:
 
     @torch.inference_mode()
     def queries(self, texts: Sequence[str]) -> Vectors:
-        """Encode n queries to (n, dim), normalised."""
+        """Encode n queries to (n, dim), as the index is searched: with SMAR's header [(1−p)·Q ; p·Q], else Q."""
+        return _numpy(indexed_queries(*self._queries(texts), self.towers.settings.header))
+
+    @torch.inference_mode()
+    def plain_queries(self, texts: Sequence[str]) -> Vectors:
+        """Encode n queries to Q, normalised, which the vectors "text", "image" and "fused" are compared with."""
+        return _numpy(self._queries(texts)[0])
+
+    def _queries(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids = self.tokens.ids([clean(t) for t in texts], self.towers.settings.query_length)
-        return _numpy(self.towers.queries(self._tensor(ids)))
+        queries, gate = self.towers.queries(self._tensor(ids))
+        return queries, gate
 
     @torch.inference_mode()
     def items(
         self, texts: Sequence[str], pixels: NDArray[np.uint8], has_image: NDArray[np.bool_]
     ) -> Mapping[str, Vectors]:
-        """Encode n items to "text", "image" and "fused" vectors, each (n, dim), normalised.
+        """Encode n items to "text", "image" and "fused", normalised, and "index" (n, dim), what is indexed.
 
+        A model of one modality has no vectors of the other.
         `pixels` is (n, image_size, image_size, 3) uint8; where `has_image` is false it is not read.
         """
         ids = self.tokens.ids([clean(t) for t in texts], self.towers.settings.title_length)
         vectors = self.towers.items(self._tensor(ids), self._tensor(pixels), self._tensor(has_image))
-        return {name: _numpy(vector) for name, vector in vectors._asdict().items()}
+        found = {name: _numpy(vector) for name, vector in vectors._asdict().items() if vector is not None}
+        return found | {"index": _numpy(indexed_items(vectors, self.towers.settings.header))}
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(self._device)
