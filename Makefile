@@ -3,14 +3,14 @@ PYTHON ?= python3
 HOME_DIR ?= demo
 BIN := .venv/bin
 
-# What `make demo` may be given: DATA=folder TRAIN='steps=3000 …' HOME_DIR=folder HTTP_PORT=… and the other ports
+# What `make demo` may be given: DATA=folder TRAIN='stages.joint.steps=3000 …' HOME_DIR=folder HTTP_PORT=… and the other ports
 demo_options = --home $(HOME_DIR) \
 	$(if $(DATA),--data '$(DATA)') $(TRAIN:%=--train %) \
 	$(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(MLFLOW_PORT),--mlflow-port $(MLFLOW_PORT)) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop test check bench-prepare install dev
+.PHONY: help demo stop test check bench-prepare bench-train install dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ check: dev ## style, types and import layers
 bench-prepare: install ## speed and memory of the prepare stage, as one line of JSON
 	@$(BIN)/python bench/prepare.py
 
+bench-train: .venv/installed-bench ## speed of the train stage against others', as one line of JSON
+	@$(BIN)/python bench/train.py
+
 install: .venv/installed ## the package and what it needs, in .venv
 dev: .venv/installed-dev ## and what checks and tests need
 
@@ -45,4 +48,8 @@ dev: .venv/installed-dev ## and what checks and tests need
 
 .venv/installed-dev: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/installed-bench: .venv/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
