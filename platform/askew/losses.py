@@ -18,10 +18,10 @@ def info_nce(
     """Mean InfoNCE: −log softmax of scale·⟨q, i⟩ at each query's target, over the items that are not masked.
 
     `masked_BN` marks false negatives (items known to be right for the query); a query's own target must not be
-    masked. `weight_B` weighs queries by the grade of their positive (GCL: Marqo, arXiv 2404.08535), relative to the
-    mean of all workers' weights: the mean of their losses is then the weighted mean. `log_q_N`, the logarithm of
-    each item's chance to be in a batch, is taken off the logits: otherwise popular items, which are drawn often, are
-    punished for it (Yi et al., RecSys 2019). With N = B and none of these it is `NCE` of Beyond Text and
+    masked. `weight_B` weighs queries by the grade of their positive (GCL: Marqo, arXiv 2404.08535), relative to
+    the mean of all workers' weights: the mean of their losses is then the weighted mean. `log_q_N`, the logarithm
+    of each item's chance to be in a batch, is taken off the logits: popular items, which are drawn often, would
+    else be punished for it (Yi et al., RecSys 2019). With N = B and none of these it is `NCE` of Beyond Text and
     sentence-transformers' MultipleNegativesRankingLoss.
     """
     logits_BN = scale * queries_BD @ items_ND.T
