@@ -62,6 +62,29 @@ def test_an_epoch_shows_every_query_once_with_a_positive(triplets: Triplets) -> 
     assert not right[np.arange(n), found.items[n:]].any()
 
 
+def test_queries_that_are_repeated_are_asked_as_often(
+    triplets_folder: Path, triplets: Triplets, pairs: list[dict[str, Any]], tokens: Tokens, tmp_path: Path
+) -> None:
+    ids = sorted({pair["query_id"] for pair in pairs})
+    repeats = {ids[0]: 5, ids[1]: 0, "*1": 3}  # the first that fits counts
+    times = [next((n for one, n in repeats.items() if one in (q, f"*{q[-1]}")), 1) for q in ids]
+    often = Triplets(layouts.lay_out(triplets_folder, shape(repeats=repeats), tokens, tmp_path))
+    assert often.epoch == sum(times)
+    assert set(times) == {0, 1, 3, 5}
+    found = often.examples(0, 0, often.epoch, PLAIN)
+    assert np.bincount(found.queries, minlength=len(ids)).tolist() == times
+    assert often.known(found.queries, found.items)[np.arange(often.epoch), found.targets()].all()
+    further = often.examples(0, 0, 4000, BatchSettings(queries_per_item=2)).queries[4000:]
+    whole = triplets.examples(0, 0, 4000, BatchSettings(queries_per_item=2)).queries[4000:]
+    asked, before = (np.bincount(q, minlength=len(ids)) for q in (further, whole))
+    assert asked[1] == 0 < before[1]
+    assert asked[0] > 2 * before[0]
+    drawn = np.concatenate([often.examples(s, 0, often.epoch, PLAIN).items for s in range(200)])
+    share = np.bincount(drawn, minlength=often.num_items) / len(drawn)
+    most = np.argsort(-share)[:20]
+    assert np.exp(often.log_q(most)) == pytest.approx(share[most], rel=0.35)
+
+
 def test_examples_depend_on_seed_and_number_alone(triplets: Triplets) -> None:
     n, how = triplets.num_queries, BatchSettings(negatives=0.5, modality_dropout=0.3)
     whole = triplets.examples(0, n - 4, n + 4, how)
@@ -186,8 +209,10 @@ def test_a_layout_is_made_once(triplets_folder: Path, tokens: Tokens, layout: Pa
         ({"split": "test"}, ArtifactError, "'test'"),
         ({"texts": ("text", "colr")}, ConfigError, "colr"),
         ({"validation": {"split": "tset"}}, ConfigError, "tset"),
+        ({"repeats": {"trian*": 2}}, ConfigError, r"trian\*, which fits none of \d+ queries"),
+        ({"repeats": {"*": 0}}, ConfigError, "a query that is asked"),
     ],
-    ids=["split", "text", "validation"],
+    ids=["split", "text", "validation", "pattern", "nothing"],
 )
 def test_what_is_not_in_the_triplets_is_refused(
     triplets_folder: Path, tokens: Tokens, tmp_path: Path, wrong: dict[str, Any], kind: type, says: str

@@ -80,6 +80,8 @@ def test_the_rate_warms_up_and_comes_down() -> None:
         ({"min_workers": 2}, "min_workers 2 is more than num_workers 1"),
         ({"stages": {"joint": {**JOINT, "batch": {"negatives": 0.1}}}}, "negatives evenly"),
         ({"at_once": 1}, "at_once"),
+        ({"repeats": {"a*": -1}}, "repeats"),
+        ({"stages": {"joint": {**JOINT, "average": 1}}}, "average"),
     ],
 )
 def test_a_wrong_setting_is_refused(tmp_path: Path, wrong: dict[str, Any], says: str) -> None:
@@ -143,6 +145,12 @@ RECIPES: dict[str, dict[str, Any]] = {
             }
         }
     },
+    "averaged": {
+        "stages": {
+            "first": {**JOINT, "steps": 5, "average": 0.9},
+            "second": {**JOINT, "steps": 5, "average": 0.9, "batch": {"queries_per_item": 2}},
+        }
+    },
     "text": {"towers": {**TOWERS, "fusion": "text"}, "stages": {"joint": {"steps": 10, "loss": {"fused": 1.0}}}},
     "hinge": {"stages": {"joint": {**JOINT, "loss": {"fused": 1.0, "kind": "hinge"}}}},
 }  # fmt: skip
@@ -159,6 +167,23 @@ def test_two_workers_are_one_of_twice_the_share(triplets_folder: Path, tmp_path:
     )
     assert one == pytest.approx(GOLDEN[name], rel=2e-3)  # another processor adds in another order
     assert two == pytest.approx(one, rel=2e-4)
+
+
+def test_the_model_is_the_running_mean_of_its_weights(triplets_folder: Path, tmp_path: Path) -> None:
+    """Each step's weights are those of a training that ends there, when the rate does not fall."""
+
+    def weights(name: str, steps: int, average: float) -> dict[str, torch.Tensor]:
+        stage = {**JOINT, "steps": steps, "schedule": "constant", "average": average}
+        trained(triplets_folder, tmp_path / name, stages={"joint": stage})
+        [folder] = (tmp_path / name).glob("model-*")
+        return load_file(folder / "weights.safetensors")
+
+    each = [weights(f"plain-{steps}", steps, 0.0) for steps in (1, 2, 3)]
+    found = weights("averaged", 3, 0.2)
+    for name, mean in found.items():
+        one, two, three = (step[name] for step in each)
+        second = one.lerp(two, 1 - min(0.2, 2 / 11))  # the first step's weights are the first mean
+        assert torch.allclose(mean, second.lerp(three, 1 - min(0.2, 3 / 12)), atol=1e-6)
 
 
 def test_cached_gradients_train_the_same(triplets_folder: Path, tmp_path: Path) -> None:

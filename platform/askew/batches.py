@@ -1,8 +1,8 @@
 """Training batches: which query meets which item at which step, and their tensors.
 
-An epoch shows every training query once, with one of its positives. What step s of a run holds depends on the
-seed and s alone: not on the number of workers, nor on where the run was interrupted. Knows nothing of towers or
-clusters.
+An epoch asks every training query, once or as often as it is repeated, with one of its positives. What step s of
+a run holds depends on the seed and s alone: not on the number of workers, nor on where the run was interrupted.
+Knows nothing of towers or clusters.
 Shapes: P examples of a batch, B pairs, M items, L tokens, S image side.
 """
 
@@ -66,7 +66,7 @@ class Triplets:
 
     def __init__(self, layout: Path) -> None:
         self._arrays = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in layout.glob("*.npy")}
-        self.num_queries = len(self._arrays["queries"])
+        self.num_queries, self.epoch = len(self._arrays["queries"]), len(self._arrays["asked"])
         self.num_variants, self.num_items = self._arrays["titles"].shape[:2]
         self.num_pairs = len(self._arrays["positives"])
         self.has_validation = "valid_qrels" in self._arrays
@@ -78,11 +78,11 @@ class Triplets:
         """
         a, number = self._arrays, np.arange(start, stop)
         queries = np.empty_like(number)
-        epochs = number // self.num_queries
+        epochs = number // self.epoch
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            places = number[here] - epoch * self.num_queries
-            queries[here] = permuted(places, self.num_queries, _key(seed, ORDER, int(epoch)))
+            places = number[here] - epoch * self.epoch
+            queries[here] = a["asked"][permuted(places, self.epoch, _key(seed, ORDER, int(epoch)))]
         draw = {what: uniform(number, _key(seed, what)) for what in (POSITIVE, NEGATIVE, VARIANT, DROPPED)}
         first, last = a["first_positives"][queries], a["first_positives"][queries + 1]
         pairs = first + (draw[POSITIVE] * (last - first)).astype(np.int64)

@@ -4,7 +4,7 @@ A contrastive loss needs the vectors of the whole batch, not its activations. So
 without keeping any; the loss gives each vector its gradient; then each piece is encoded again and that gradient
 carried on into the weights (Gao et al., "Scaling deep contrastive learning batch size under memory limited
 setup", RepL4NLP 2021). The gradients are those of one pass over the whole batch, as long as encoding a piece
-does not depend on the others (no batch normalisation) and is the same twice (`seeded`).
+does not depend on the others (no batch normalisation) and is the same twice (it is seeded).
 """
 
 import contextlib
@@ -32,8 +32,7 @@ def backward(
     forward = forward or model
     pieces = list(_pieces(inputs, at_once))
     if len(pieces) == 1:
-        with _seeded(seed, 0):
-            loss, told = loss_of(forward(*inputs))
+        loss, told = loss_of(_encoded(forward, inputs, seed, 0))
         loss.backward()
         return loss.detach(), told
     with torch.no_grad():
@@ -65,15 +64,9 @@ def _pieces(inputs: Inputs, at_once: int) -> Iterator[Inputs]:
 
 
 def _encoded(forward: Callable[..., Encoded], piece: Inputs, seed: int, number: int) -> Encoded:
-    with _seeded(seed, number):
-        return forward(*piece)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, piece: int) -> Iterator[None]:
     """Encode a piece by random numbers of its own (dropout), the same each time."""
-    torch.manual_seed((seed * 1_000_003 + piece) % 2**63)
-    yield
+    torch.manual_seed((seed * 1_000_003 + number) % 2**63)
+    return forward(*piece)
 
 
 def _flat(encoded: Encoded) -> list[Tensor]:

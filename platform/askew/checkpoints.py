@@ -16,11 +16,17 @@ from askew import artifacts
 from askew.errors import ArtifactError
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+AVERAGE = "average.safetensors"  # of a stage that keeps the running mean of its weights
 
 
-def save(folder: Path, towers: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def save(
+    folder: Path, towers: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any],
+    average: nn.Module | None = None,
+) -> None:  # fmt: skip
     """Write a checkpoint into an empty folder; its state, written last, holds the others' checksums."""
-    save_file({k: v.detach().contiguous() for k, v in towers.state_dict().items()}, folder / WEIGHTS)
+    weights = {WEIGHTS: towers} | ({AVERAGE: average} if average else {})
+    for name, module in weights.items():
+        save_file({k: v.detach().contiguous() for k, v in module.state_dict().items()}, folder / name)
     held = optimizer.state_dict()
     tensors = {
         f"{number}.{name}": torch.as_tensor(value).contiguous()
@@ -28,7 +34,7 @@ def save(folder: Path, towers: nn.Module, optimizer: torch.optim.Optimizer, stat
         for name, value in values.items()
     }
     save_file(tensors, folder / OPTIMIZER)
-    sums = {name: artifacts.sha256(folder / name) for name in (WEIGHTS, OPTIMIZER)}
+    sums = {name: artifacts.sha256(folder / name) for name in (*weights, OPTIMIZER)}
     told = state | {"groups": held["param_groups"], "files": sums}
     artifacts.write_text(folder / STATE, json.dumps(told))
 
@@ -48,15 +54,20 @@ def state_of(folder: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(folder: Path, towers: nn.Module) -> None:
-    """Load the weights. Raises ArtifactError when they are of other shapes."""
+def load_weights(folder: Path, towers: nn.Module, name: str = WEIGHTS) -> None:
+    """Load the weights that a step goes on with. Raises ArtifactError when they are of other shapes."""
     try:
-        towers.load_state_dict(load_file(folder / WEIGHTS))
+        towers.load_state_dict(load_file(folder / name))
     except RuntimeError as error:
         found = " ".join(str(error).split())[:300]
         raise ArtifactError(
             f"weights of these towers in {folder}", found, "train with the settings of then"
         ) from error
+
+
+def load_result(folder: Path, towers: nn.Module) -> None:
+    """Load the weights that came out of a stage: their running mean where it kept one."""
+    load_weights(folder, towers, AVERAGE if (folder / AVERAGE).is_file() else WEIGHTS)
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:

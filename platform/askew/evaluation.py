@@ -255,10 +255,11 @@ def _rank(
 
 
 def _query_vectors(model: Model, queries: Sequence[str], size: int) -> dict[str, Vectors]:
-    """Encode queries as Q, "plain", and as the index is searched, "index"."""
-    ways = {"plain": model.plain_queries, "index": model.queries}
+    """Encode queries as Q, "plain", and as the index is searched, "index": without a header these are the same."""
+    ways = {"plain": model.plain_queries} | ({"index": model.queries} if model.header else {})
     starts = range(0, len(queries), size)
-    return {name: np.concatenate([way(queries[i : i + size]) for i in starts]) for name, way in ways.items()}
+    found = {name: np.concatenate([way(queries[i : i + size]) for i in starts]) for name, way in ways.items()}
+    return {"index": found["plain"], **found}
 
 
 def index_recall(shard: Shard, queries: Vectors, item_ids: Sequence[str], exact: NDArray[np.int64]) -> float:

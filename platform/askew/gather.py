@@ -55,10 +55,9 @@ def gathered_rows(local_B: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def mean(value: float) -> float:
-    """Average a number over all workers."""
-    if world() == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(total)
-    return float(total) / world()
+def mean(values: Tensor | float) -> Tensor:
+    """Average numbers over all workers, in double precision, where they lie: NCCL knows no others."""
+    total = torch.as_tensor(values).to(torch.float64, copy=True)
+    if world() > 1:
+        dist.all_reduce(total)
+    return total / world()

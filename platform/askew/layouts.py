@@ -5,6 +5,7 @@ anything. Knows nothing of towers or of training.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,10 @@ class _Work:
         out, length, text = self.out, self.settings.query_length, self.tokens.text
         parts = tables.parts(self.triplets / "pairs")
 
+        repeats = self.settings.repeats
+
         def write(unit: datasets.Unit) -> datasets.Unit:
-            arrays = _pairs(Path(unit["path"]), out / artifacts.WORK, Tokens.parse(text), length)
+            arrays = _pairs(Path(unit["path"]), out / artifacts.WORK, Tokens.parse(text), length, list(repeats))
             for name, array in arrays.items():
                 np.save(out / artifacts.WORK / f"{name}-{unit['number']:05d}.npy", array)
             return {"queries": len(arrays["queries"]), "pairs": len(arrays["positives"])}
@@ -118,7 +121,7 @@ class _Work:
             raise ArtifactError(
                 f"training pairs in {self.triplets}", "none", "prepare judgments that have positives"
             )
-        for name in ("queries", "positives", "grades", "negatives", "num_positives", "num_negatives"):
+        for name in ("queries", "positives", "grades", "negatives", "num_positives", "num_negatives", "pattern"):
             self._joined(name, len(results))
         for name in ("num_positives", "num_negatives"):
             counts = np.load(out / f"{name}.npy")
@@ -126,8 +129,7 @@ class _Work:
             (out / f"{name}.npy").unlink()
         grades = np.load(out / "grades.npy")
         np.save(out / "grades.npy", grades / grades.max())
-        self._chances()
-        self._turned()
+        self._asked()
 
     def _joined(self, name: str, num_parts: int) -> None:
         """Concatenate the parts' arrays of one name, each held alone."""
@@ -142,19 +144,30 @@ class _Work:
             at += len(rows)
         joined.flush()
 
-    def _chances(self) -> None:
-        """Write how often each item is drawn as a positive."""
-        positives = np.load(self.out / "positives.npy", mmap_mode="r")
-        counts = np.diff(np.load(self.out / "first_positives.npy"))
-        query, items = np.repeat(np.arange(len(counts)), counts), self.counts["items"]
-        chance = np.bincount(positives, 1 / counts[query], items) / len(counts)
-        np.save(self.out / "log_q.npy", np.log(np.maximum(chance, chance[chance > 0].min())).astype(np.float32))
+    def _asked(self) -> None:
+        """Write which queries an epoch asks, how often it draws each item, and the pairs of each item.
 
-    def _turned(self) -> None:
-        """Write the pairs of each item."""
-        positives = np.load(self.out / "positives.npy")
-        np.save(self.out / "pairs.npy", np.argsort(positives, kind="stable"))
-        counts = np.bincount(positives, minlength=self.counts["items"])
+        A query that is repeated is so in all of them.
+        """
+        pattern = np.load(self.out / "pattern.npy")
+        (self.out / "pattern.npy").unlink()
+        names = list(self.settings.repeats)
+        if unused := [name for number, name in enumerate(names) if not (pattern == number).any()]:
+            found = f"{', '.join(unused)}, which fits none of {len(pattern):,} queries"
+            raise ConfigError("patterns of query ids under repeats", found, "mend or remove it")
+        times = np.array([*self.settings.repeats.values(), 1])[pattern]
+        if not times.any():
+            raise ConfigError("a query that is asked", "repeats that leave out all", "ask some of them once")
+        np.save(self.out / "asked.npy", np.repeat(np.arange(len(times)), times))
+        positives = np.load(self.out / "positives.npy", mmap_mode="r")
+        count, num_items = np.diff(np.load(self.out / "first_positives.npy")), self.counts["items"]
+        query = np.repeat(np.arange(len(count)), count)
+        chance = np.bincount(positives, times[query] / count[query], num_items) / times.sum()
+        np.save(self.out / "log_q.npy", np.log(np.maximum(chance, chance[chance > 0].min())).astype(np.float32))
+        pairs = np.concatenate([np.flatnonzero(times[query] > turn) for turn in range(times.max())])
+        pairs = pairs[np.argsort(positives[pairs], kind="stable")]
+        np.save(self.out / "pairs.npy", pairs)
+        counts = np.bincount(positives[pairs], minlength=num_items)
         np.save(self.out / "first_pairs.npy", np.r_[0, np.cumsum(counts)])
 
     def validation(self, candidates: Mapping[str, Sequence[str]]) -> None:
@@ -242,17 +255,25 @@ def _padded(tokens: Tokens, texts: Sequence[str], length: int) -> NDArray[np.int
     return out
 
 
-def _pairs(path: Path, work: Path, tokens: Tokens, length: int) -> dict[str, NDArray[Any]]:
-    """Turn a part of pairs into arrays; its queries stay together."""
+def _pairs(
+    path: Path, work: Path, tokens: Tokens, length: int, patterns: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """Turn a part of pairs into arrays; its queries stay together.
+
+    "pattern" is the number of the first pattern that a query's id fits, or how many patterns there are.
+    """
     pairs = pq.read_table(path).sort_by([("query_id", "ascending"), ("item_id", "ascending")]).combine_chunks()
     query_ids = pairs["query_id"].combine_chunks()
     edges = np.asarray(pc.not_equal(query_ids[1:], query_ids[:-1])) if len(pairs) > 1 else np.empty(0, bool)
     firsts = np.flatnonzero(np.r_[np.ones(min(len(pairs), 1), bool), edges])
     texts = pairs["query"].combine_chunks().take(pa.array(firsts)).to_pylist()
+    ids = query_ids.take(pa.array(firsts)).to_pylist() if patterns else [""] * len(firsts)
+    fits = [next((n for n, one in enumerate(patterns) if fnmatchcase(q, one)), len(patterns)) for q in ids]
     lists = pairs["negatives"].combine_chunks()
     flat = lists.flatten().field("item_id") if len(pairs) else pa.array([], pa.string())
     return {
         "queries": _padded(tokens, texts, length),
+        "pattern": np.array(fits, dtype=np.int64),
         "num_positives": np.diff(np.r_[firsts, len(pairs)]).astype(np.int64),
         "positives": _numbers(pairs["item_id"].combine_chunks(), work),
         "grades": pairs["grade"].to_numpy().astype(np.float32),

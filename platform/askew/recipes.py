@@ -6,7 +6,7 @@ A recipe is a YAML file (`jobs/train.*.yaml`). Knows nothing of how a stage is r
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -33,6 +33,7 @@ class LayoutSettings(Settings):
 
     split: str = "train"
     texts: tuple[str, ...] = ("text",)  # `text`, or names of fields, that stand for a title in turn
+    repeats: dict[str, int] = Field(default_factory=dict)
     query_length: int = 16
     title_length: int = 32
     validation: ValidationSettings = ValidationSettings()
@@ -50,6 +51,7 @@ class StageSettings(Settings):
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)  # longest gradient
+    average: float = Field(default=0.0, ge=0, lt=1)  # decay of the weights' running mean, which is kept; 0: none
 
     @field_validator("rates")
     @classmethod
@@ -90,6 +92,8 @@ class TrainSettings(Settings):
 
     train_split: str = "train"
     texts: tuple[str, ...] = ("text",)  # fields that stand for a title in turn, or `text`
+    repeats: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)  # how often an epoch asks the
+    # queries whose ids fit a pattern, as "clicked-*"; the first that fits counts, others are asked once
     towers: TowerSettings = TowerSettings()
     batch_size: int = Field(default=256, ge=2)  # over all workers
     stages: dict[str, StageSettings] = Field(min_length=1)
@@ -133,8 +137,8 @@ class TrainSettings(Settings):
     def layout(self) -> LayoutSettings:
         """What of the settings determines how triplets are laid out."""
         return LayoutSettings(
-            split=self.train_split, texts=self.texts, query_length=self.towers.query_length,
-            title_length=self.towers.title_length, validation=self.validation,
+            split=self.train_split, texts=self.texts, repeats=self.repeats, validation=self.validation,
+            query_length=self.towers.query_length, title_length=self.towers.title_length,
         )  # fmt: skip
 
     def content(self) -> dict[str, Any]:

@@ -11,22 +11,23 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from askew import checkpoints, metrics
 from askew.batches import Batch, Examples, Triplets
 from askew.caching import backward
-from askew.gather import gathered, gathered_rows, rank, world
+from askew.gather import gathered, gathered_rows, mean, rank, world
 from askew.inputs import Tokens
 from askew.journal import Journal
 from askew.objective import Meeting, loss_of
@@ -74,15 +75,16 @@ class Worker:
             if saved is None:
                 self.towers.start()
             else:
-                checkpoints.load_weights(saved, self.towers)
                 state = checkpoints.state_of(saved)
                 self.first, self.last_ndcg = int(state["step"]), state.get(NDCG)
+                checkpoints.load_result(saved, self.towers)
             self.towers.to(self.device).to(memory_format=torch.channels_last)  # as convolutions like it best
             if self.first < settings.steps:
-                self._begin(settings.stage_of(self.first)[1], saved if settings.stage_of(self.first)[2] else None)
+                _, stage, at = settings.stage_of(self.first)
+                self._begin(stage, saved if at else None, at)
 
-    def _begin(self, stage: StageSettings, saved: Path | None) -> None:
-        """Freeze what the stage does not train, and make its optimiser."""
+    def _begin(self, stage: StageSettings, saved: Path | None = None, at: int = 0) -> None:
+        """Freeze what the stage does not train, and make its optimiser and its running mean."""
         trained = stage.trained()
         if self.settings.towers.shared_text and "title" in trained:
             trained.add("query")
@@ -100,7 +102,12 @@ class Worker:
         self.optimizer = torch.optim.AdamW(
             groups, lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True
         )
+        self.average = None
+        if stage.average:  # so far the mean itself
+            self.average = AveragedModel(self.towers, multi_avg_fn=partial(_average, stage.average))
+            self.average.n_averaged.fill_(at)
         if saved is not None:
+            checkpoints.load_weights(saved, self.towers)
             checkpoints.load_optimizer(saved, self.optimizer)
         self.towers.train()
         forward: nn.Module = self.towers
@@ -121,7 +128,8 @@ class Worker:
             for step in range(self.first, settings.steps):
                 name, stage, at = settings.stage_of(step)
                 if at == 0 and step != self.first:
-                    self._begin(stage, None)
+                    self.towers.load_state_dict(self.result.state_dict())
+                    self._begin(stage)
                 if step + AHEAD < settings.steps:
                     coming[step + AHEAD] = pool.submit(self.made, step + AHEAD)
                 made = progress.waited(coming.pop(step))
@@ -151,7 +159,14 @@ class Worker:
         loss, terms = backward(self.model, inputs, objective, at_once, seed, self._forward)  # type: ignore[arg-type]
         nn.utils.clip_grad_norm_((p for p in self.towers.parameters() if p.grad is not None), stage.clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.towers)
         return loss, terms
+
+    @property
+    def result(self) -> TwoTower:
+        """What comes out of the stage: the running mean of its weights if it keeps one, else its weights."""
+        return self.towers if self.average is None else cast(TwoTower, self.average.module)
 
     def _forward(self, *inputs: Tensor) -> Encoded:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16(self.settings, self.device)):
@@ -186,7 +201,7 @@ class Worker:
 
     def _told(self, progress: "Progress", stage: str, done: int) -> bool:
         """Report progress; false when the loss is not a number any more, or far too large, which is noted."""
-        losses = _mean(torch.stack(progress.losses).to(torch.float64).cpu()).tolist()
+        losses = mean(torch.stack(progress.losses)).tolist()
         if math.isinf(self.highest):
             self.highest = EXPLODED * losses[0] + 1
         wrong = [n for n, loss in enumerate(losses) if not loss <= self.highest]
@@ -220,17 +235,17 @@ class Worker:
     @torch.inference_mode()
     def ndcg(self) -> float:
         """Rank the validation's items for its queries, each worker encoding a share of them; nDCG@10."""
-        self.towers.eval()
+        towers = self.result.eval()
         n = self.triplets.num_validation_items
         share = -(-n // world())
         start, stop = min(n, rank() * share), min(n, (rank() + 1) * share)
-        vectors = torch.zeros(share, self.towers.settings.dim, device=self.device)
+        vectors = torch.zeros(share, towers.settings.dim, device=self.device)
         for at in range(start, stop, ITEMS_AT_ONCE):
             batch = self.triplets.validation_items(at, min(stop, at + ITEMS_AT_ONCE))
             arrays = [torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in batch[1:]]
-            fused = self.towers.items(*arrays).fused
+            fused = towers.items(*arrays).fused
             vectors[at - start : at - start + len(fused)] = fused
-        queries, _ = self.towers.queries(torch.from_numpy(self.triplets.validation_queries()).to(self.device))
+        queries, _ = towers.queries(torch.from_numpy(self.triplets.validation_queries()).to(self.device))
         scores = queries @ gathered_rows(vectors)[:n].T
         top = scores.topk(min(10, n), dim=1)
         self.towers.train()
@@ -249,7 +264,7 @@ class Worker:
             ray.train.report(state)
             return
         folder = Path(tempfile.mkdtemp(prefix="askew-checkpoint-"))
-        checkpoints.save(folder, self.towers, self.optimizer, state)
+        checkpoints.save(folder, self.towers, self.optimizer, state, self.average and self.average.module)
         ray.train.report(
             state, Checkpoint(str(folder)), checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
@@ -298,10 +313,15 @@ class Progress:
 
 
 def bf16(settings: TrainSettings, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: as the settings say, or where the device has units for it."""
+    """Whether to compute in bfloat16: as the settings say, or where the device has instructions for it."""
     if settings.bf16 is not None:
         return settings.bf16
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+
+
+def _average(decay: float, means: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
+    """Carry the running mean of weights on by a step; a young mean forgets faster, as in TensorFlow."""
+    torch._foreach_lerp_(means, weights, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
 
 def _parameters(towers: TwoTower, part: str) -> Iterator[nn.Parameter]:
@@ -327,15 +347,8 @@ def _everywhere(items: Items) -> Items:
 
 def _relative(weights: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     """Relate this worker's weights to the mean of all workers': the mean of their losses is then the whole's."""
-    mean = max(float(np.mean(np.concatenate(weights))), 1e-6)
-    return np.asarray(weights[rank()] / mean, dtype=np.float32)
-
-
-def _mean(values: Tensor) -> Tensor:
-    """Average over workers."""
-    if world() > 1:
-        dist.all_reduce(values)
-    return values / world()
+    all_of_them = max(float(np.mean(np.concatenate(weights))), 1e-6)
+    return np.asarray(weights[rank()] / all_of_them, dtype=np.float32)
 
 
 @contextmanager

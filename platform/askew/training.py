@@ -137,7 +137,7 @@ def _fit(
         towers = TwoTower(settings.towers, tokens.size)
         with result.checkpoint.as_directory() as saved:
             state = checkpoints.state_of(Path(saved))
-            checkpoints.load_weights(Path(saved), towers)
+            checkpoints.load_result(Path(saved), towers)
         Model(towers, tokens).save(draft.folder)
         draft.counts |= {"steps": settings.steps, "examples": settings.steps * settings.batch_size}
         draft.counts |= {"nodes": datasets.nodes(), "parameters": sum(p.numel() for p in towers.parameters())}
