@@ -1,6 +1,6 @@
 """Evaluation with a made-up model whose rankings are known: titles name the thing, photos its colour."""
 
-import json
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 
-from askew import artifacts, evaluation, segments, tables
+from askew import artifacts, evaluation, judging, segments, tables, trec
 from askew.errors import ArtifactError, DataError
-from askew.evaluation import Candidates, EvaluateSettings, Top, evaluate, index_recall
+from askew.evaluation import EvaluateSettings, Evaluation, evaluate
+from askew.judging import indexed, recall
 from askew.registry import Version
 
 THINGS, COLOURS = ["mug", "plate", "lamp"], ["red", "green", "blue"]
@@ -30,6 +32,11 @@ class MadeUp:
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> "MadeUp":
         artifacts.read(folder, "model")
+        return cls()
+
+    @classmethod
+    def zero_shot(cls, checkpoint: str, device: str = "cpu") -> "MadeUp":
+        assert checkpoint == "some/clip"
         return cls()
 
     def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -48,6 +55,25 @@ class MadeUp:
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+class Adaptive(MadeUp):
+    """The same with a header that always wants half of each: the index holds [S_t; S_m]."""
+
+    dim, header = 2 * len(WORDS), True
+
+    def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        plain = super().queries(texts)
+        return np.concatenate([plain, plain], axis=1) / 2
+
+    def plain_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return super().queries(texts)
+
+    def items(
+        self, texts: Sequence[str], pixels: NDArray[np.uint8], has_image: NDArray[np.bool_]
+    ) -> dict[str, NDArray[np.float32]]:
+        plain = MadeUp().items(texts, pixels, has_image)
+        return {**plain, "index": np.concatenate([plain["text"], plain["fused"]], axis=1)}
 
 
 class Ledger:
@@ -70,7 +96,7 @@ class Ledger:
         self.metrics |= metrics
 
     def log_files(self, run_id: str, path: Path, to: str) -> None:
-        self.files.append((to, json.loads(path.read_text())))
+        self.files.append((to, path.name, path.read_text()))
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         self.tags |= tags
@@ -82,7 +108,14 @@ def item(thing: str, colour: str, split: str = "val", image: bool = True) -> dic
     return {
         "item_id": f"{thing}-{colour}{'' if split == 'val' else '-' + split}", "split": split, "text": thing,
         "title": thing, "pixels": pixels.tobytes() if image else None, "has_image": image,
+        "image": png(pixels) if image else None, "fields": {"title": thing},
     }  # fmt: skip
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def make_triplets(
@@ -112,11 +145,13 @@ def make_triplets(
         ]
         schema = pa.schema([("query_id", pa.string()), ("item_id", pa.string()), ("grade", pa.int64())])
         tables.write(draft.folder / "qrels" / "part-00000.parquet", pa.Table.from_pylist(qrels, schema))
+        pairs = pa.table({"query": ["red mug", "red mug", "green cup"]})
+        tables.write(draft.folder / "pairs" / "part-00000.parquet", pairs)
         draft.details |= {"candidates": {"val": ["val"]}, "image_size": SIZE, **details}
     return next(root.glob("triplets-*"))
 
 
-def make_index(root: Path, model: Path, triplets: Path, kind: str = "fused") -> Path:
+def make_index(root: Path, model: Path, triplets: Path, kind: str = "index") -> Path:
     """An index of all items of the triplets in two segments."""
     inputs = {"model": artifacts.read(model, "model").key, "triplets": artifacts.read(triplets, "triplets").key}
     with artifacts.draft(root, "index", {"kind": kind}, inputs) as draft:
@@ -159,20 +194,27 @@ def test_the_numbers_are_those_worked_out_by_hand(shop: tuple[EvaluateSettings, 
     by_text = [first + second + 3 * third, 3 * first + second + third, first + 3 * second + third]
     # Only "green plate" is hindered: two other green things stand between its plate and the other plates by id.
     fused = np.mean([1, 1, (3 * first + 1 / np.log2(5) + 1 / np.log2(6)) / ideal])
-    assert result["metrics"]["fused"] == pytest.approx({"nDCG@10": fused, "R@10": 1, "R@100": 1, "RR": 1})
+    assert result["metrics"]["fused"] == pytest.approx({
+        "nDCG@10": fused, "R@10": 1, "R@50": 1, "R@100": 1, "P@50": 1 / 50, "F1@50": 2 / 51, "RR@10": 1,
+        "AP@10": 1, "Judged@10": 1 / 3,
+    })  # fmt: skip
     for words in ("text", "bm25"):
         means = result["metrics"][words]
         assert means["nDCG@10"] == pytest.approx(np.mean(by_text) / ideal)
-        assert means["RR"] == pytest.approx(np.mean([1 / 3, 1, 1 / 2]))
+        assert means["RR@10"] == pytest.approx(np.mean([1 / 3, 1, 1 / 2]))
     # The photo knows the colour alone: of the three of a colour, lamp stands before mug before plate by id.
-    assert result["metrics"]["image"]["RR"] == pytest.approx(np.mean([1, 1, 1 / 3]))
+    assert result["metrics"]["image"]["RR@10"] == pytest.approx(np.mean([1, 1, 1 / 3]))
     assert result["comparisons"]["fused vs text"]["difference"] == pytest.approx(fused - np.mean(by_text) / ideal)
-    assert result["segments"]["mug"]["queries"] == 1
-    assert result["segments"]["mug"]["metrics"]["text"]["nDCG@10"] == pytest.approx(by_text[0] / ideal)
-    low, high = result["intervals"]["text"]["nDCG@10"]
-    assert low <= result["metrics"]["text"]["nDCG@10"] <= high
+    mug = result["slices"]["segment"]["mug"]
+    assert mug["queries"] == 1
+    assert mug["metrics"]["text"]["nDCG@10"] == pytest.approx(by_text[0] / ideal)
+    assert mug["intervals"]["text"]["nDCG@10"] is None  # one query has none
+    assert mug["image_gain"] is None
     assert result["text_ceiling"] == 0.7
-    assert result["index"] == {"items": 18, "recall@10": 1}
+    assert result["index"]["items"] == 18
+    [setting] = result["index"]["settings"]
+    assert setting["recall@10"] == setting["recall@100"] == 1
+    assert setting["loss"]["difference"] == 0
 
 
 def test_the_numbers_are_put_on_the_version_once(shop: tuple[EvaluateSettings, Ledger]) -> None:
@@ -181,36 +223,117 @@ def test_the_numbers_are_put_on_the_version_once(shop: tuple[EvaluateSettings, L
     assert result["rows"] == 3
     assert not result["skipped"]
     assert ledger.metrics["eval/fused/nDCG_at_10"] == result["metrics"]["fused"]["nDCG@10"]
-    assert len(ledger.metrics) == 16
+    assert len(ledger.metrics) == 7 * 9  # systems, measures
     assert ledger.tags["askew.metrics.fused_ndcg_at_10"] == f"{result['metrics']['fused']['nDCG@10']:.4f}"
     assert ledger.tags["askew.evaluation_key"] == result["key"]
-    [(to, logged)] = ledger.files
-    assert to == "evaluation"
-    assert logged == json.loads((Path(result["artifact"]) / "evaluation.json").read_text())
+    assert [(to, name) for to, name, _ in ledger.files] == [
+        ("evaluation", "report.json"), ("evaluation", "report.html")
+    ]  # fmt: skip
+    for _, name, content in ledger.files:
+        assert content == (Path(result["artifact"]) / name).read_text()
     again = evaluate(settings)
     assert again == {**result, "skipped": True}
-    assert len(ledger.files) == 1
+    assert len(ledger.files) == 2
     ledger.tags.clear()  # as if it had broken off before the end
     evaluate(settings)
-    assert len(ledger.files) == 2
+    assert len(ledger.files) == 4
     assert ledger.tags["askew.evaluation_key"] == result["key"]
 
 
 def test_batches_change_nothing(shop: tuple[EvaluateSettings, Ledger]) -> None:
     settings, _ = shop
-    reports = [evaluation.report(settings.model_copy(update={"batch_size": n}), MadeUp()) for n in (1, 4, 100)]  # type: ignore[arg-type]
-    assert reports[0] == reports[1] == reports[2]
+    found = [Evaluation(settings.model_copy(update={"batch_size": n}), MadeUp()).numbers for n in (1, 4, 100)]  # type: ignore[arg-type]
+    assert found[0] == found[1] == found[2]
 
 
 def test_min_relevant_is_a_setting(shop: tuple[EvaluateSettings, Ledger]) -> None:
     settings, _ = shop
     lenient = evaluate(settings.model_copy(update={"min_relevant": 1}))
     assert lenient["relevant_from"] == 1
-    assert lenient["metrics"]["text"]["RR"] == 1
+    assert lenient["metrics"]["text"]["RR@10"] == 1
     with pytest.raises(DataError, match="relevant item"):
         evaluate(settings.model_copy(update={"min_relevant": 4}))
     with pytest.raises(ValidationError):
         EvaluateSettings(**{**settings.model_dump(), "k": 50})  # R@100 would be a lie
+
+
+def test_what_photos_bring_is_told_from_what_any_photo_would(shop: tuple[EvaluateSettings, Ledger]) -> None:
+    settings, _ = shop
+    found = Evaluation(settings, MadeUp()).numbers  # type: ignore[arg-type]
+    photos = found["modality"]
+    assert found["metrics"]["missing"] == found["metrics"]["text"]
+    assert photos["gains"]["image"]["difference"] == photos["gains"]["over_missing"]["difference"] > 0
+    assert photos["gains"]["shuffled"]["difference"] <= 0 < photos["gains"]["over_shuffled"]["difference"]
+    assert photos["queries"] == {"better": 2, "worse": 0}
+    assert not photos["hurt"]
+    first, second = photos["saved"]
+    assert (first["query"], second["query"]) == ("red mug", "green plate")
+    assert first["gain"] >= second["gain"] > 0
+    best = first["hits"][0]
+    assert (best["item_id"], best["text"], best["grade"]) == ("mug-red", "mug", 3)
+    # Score 1, of which each word brings half by itself: added last, the photo brings 1 − 1/√2, added first 1/√2.
+    assert (best["from_text"], best["from_image"], best["score"]) == pytest.approx((0.5, 0.5, 1.0))
+    assert first["by_text"][0]["item_id"] == "mug-blue"
+    assert "modality" not in Evaluation(settings.model_copy(update={"modality": False}), MadeUp()).numbers  # type: ignore[arg-type]
+
+
+def test_with_a_header_the_model_is_what_the_index_answers(shop: tuple[EvaluateSettings, Ledger]) -> None:
+    settings, _ = shop
+    found = Evaluation(settings.model_copy(update={"text": "title"}), Adaptive()).numbers  # type: ignore[arg-type]
+    assert found["model"] == "adaptive"
+    assert set(found["metrics"]) == {
+        "text", "image", "fused", "adaptive", "shuffled", "missing", "bm25", "hybrid"
+    }  # fmt: skip
+    assert set(found["comparisons"]) == {f"adaptive vs {n}" for n in found["metrics"] if n != "adaptive"}
+    best = found["modality"]["saved"][0]["hits"][0]
+    assert best["item_id"] == "mug-red"
+    assert best["score"] == pytest.approx(0.5 / np.sqrt(2) + 0.5)
+
+
+def test_another_system_s_run_is_scored_beside(shop: tuple[EvaluateSettings, Ledger], tmp_path: Path) -> None:
+    settings, _ = shop
+    path = tmp_path / "theirs.run"
+    path.write_text("q0 Q0 mug-red 1 2.5 x\nq0 Q0 mug-blue 2 0.5 x\nelsewhere Q0 mug-red 1 1 x\n")
+    result = evaluate(settings.model_copy(update={"runs": {"theirs": path}}))
+    ideal = 3 + 1 / np.log2(3) + 1 / 2
+    assert result["metrics"]["theirs"]["nDCG@10"] == pytest.approx((3 + 1 / np.log2(3)) / ideal / 3)
+    assert result["comparisons"]["fused vs theirs"]["difference"] > 0
+    again = trec.read_run(Path(result["artifact"]) / "runs" / "theirs.run")
+    assert again.ranking(0) == ["mug-red", "mug-blue"]
+    path.write_text("q0 Q0 mug-red 1 2.5 x\n")
+    assert evaluate(settings.model_copy(update={"runs": {"theirs": path}}))["key"] != result["key"]
+    path.write_text("q0 Q0 teapot 1 2.5 x\n")
+    with pytest.raises(DataError, match=r"items of the catalogue in .*theirs\.run.*teapot"):
+        evaluate(settings.model_copy(update={"runs": {"theirs": path}}))
+    with pytest.raises(DataError, match="the run 'other'"):
+        evaluate(settings.model_copy(update={"runs": {"other": tmp_path / "none"}}))
+
+
+def test_a_checkpoint_that_never_saw_the_catalogue_is_ranked_beside(
+    shop: tuple[EvaluateSettings, Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, _ = shop
+    monkeypatch.setattr(judging, "Model", MadeUp)
+    found = Evaluation(settings.model_copy(update={"zero_shot": {"clip": "some/clip"}}), MadeUp()).numbers  # type: ignore[arg-type]
+    assert found["metrics"]["clip"] == found["metrics"]["fused"]
+
+
+def test_what_is_written_tells_each_query(shop: tuple[EvaluateSettings, Ledger]) -> None:
+    settings, _ = shop
+    result = evaluate(settings)
+    folder = Path(result["artifact"])
+    rows = pq.read_table(folder / "queries.parquet").to_pylist()
+    assert [row["query"] for row in rows] == ["red mug", "blue lamp", "green plate"]
+    assert [row["slice/query"] for row in rows] == ["seen", "new", "new"]
+    assert np.mean([row["fused/nDCG@10"] for row in rows]) == pytest.approx(result["metrics"]["fused"]["nDCG@10"])
+    assert trec.read_run(folder / "runs" / "fused.run").ranking(0)[0] == "mug-red"
+    assert trec.read_qrels(folder / "qrels.txt")["q0"]["mug-red"] == 3
+    page = (folder / "report.html").read_text()
+    assert "shop version 3" in page
+    assert page.count("data:image/jpeg;base64,") > 10
+    assert page.count('class="right"') >= 2
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
 
 
 def test_an_index_of_another_model_is_refused(shop: tuple[EvaluateSettings, Ledger], tmp_path: Path) -> None:
@@ -226,31 +349,7 @@ def test_no_queries_is_an_error(shop: tuple[EvaluateSettings, Ledger], tmp_path:
     settings, _ = shop
     triplets = make_triplets(tmp_path / "none", queries=())
     with pytest.raises(DataError, match="found 0 queries"):
-        evaluation.report(settings.model_copy(update={"triplets": triplets}), MadeUp())  # type: ignore[arg-type]
-
-
-def test_candidates_are_numbered_by_id_and_streamed_with_their_numbers(tmp_path: Path) -> None:
-    candidates = Candidates.of(make_triplets(tmp_path), ["val"])
-    assert candidates.item_ids == sorted(f"{t}-{c}" for t in THINGS for c in COLOURS)
-    streamed = {}
-    for rows, batch in candidates.batches(["item_id"], 2):
-        assert len(batch) <= 2
-        streamed |= dict(zip(rows.tolist(), batch["item_id"].to_pylist(), strict=True))
-    assert [streamed[row] for row in range(9)] == candidates.item_ids
-
-
-@pytest.mark.parametrize("size", [1, 7, 50])
-def test_top_by_batches_is_the_top_of_a_full_sort(size: int) -> None:
-    random = np.random.default_rng(size)
-    scores = random.integers(0, 6, (5, 50)).astype(np.float32)  # few values, hence many ties
-    order = random.permutation(50)
-    top = Top.empty(5)
-    for start in range(0, 50, size):
-        rows = order[start : start + size]
-        top.add(rows, scores[:, rows], k=12)
-    expected = [sorted(range(50), key=lambda row: (-s[row], row))[:12] for s in scores]
-    assert top.rows.tolist() == expected
-    np.testing.assert_array_equal(top.scores, np.take_along_axis(scores, top.rows, axis=1))
+        Evaluation(settings.model_copy(update={"triplets": triplets}), MadeUp())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3, 3.0])
@@ -269,4 +368,6 @@ def test_the_index_is_held_against_the_exact_ranking_of_the_candidates(tmp_path:
     exact, given = (np.argsort(-queries @ v[candidates].T)[:, :10] for v in (true, kept))
     expected = np.mean([len(set(e) & set(g)) / 10 for e, g in zip(exact.tolist(), given.tolist(), strict=True)])
     assert (expected == 1) == (noise == 0)
-    assert index_recall(shard, queries, [ids[i] for i in candidates], exact) == pytest.approx(expected)
+    found = indexed(shard, queries, [ids[i] for i in candidates], 10)
+    assert found.rows.tolist() == given.tolist()
+    assert recall(exact, found.rows) == pytest.approx(expected)

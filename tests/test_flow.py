@@ -23,6 +23,7 @@ import pytest
 
 from askew import demo, local, tables
 from askew.errors import StageError
+from askew.metrics import MEASURES
 from askew.models import Model
 
 ROOT = Path(__file__).parent.parent
@@ -114,11 +115,16 @@ def test_the_report(report: dict[str, Any], data: Path) -> None:
         assert stage["seconds"] >= 0, name
         assert stage["rows"] > 0, name
     assert stages["train"]["rows"] == 60 * 32
-    assert set(report["metrics"]) == {"text", "image", "fused", "bm25"}
+    assert set(report["metrics"]) == {"text", "image", "fused", "shuffled", "missing", "bm25", "hybrid"}
     for values in report["metrics"].values():
-        assert set(values) == {"nDCG@10", "R@10", "R@100", "RR"}
+        assert set(values) == set(MEASURES)
         assert all(0 <= value <= 1 for value in values.values())
     assert report["metrics"]["fused"]["nDCG@10"] > 0.1  # a tiny model, but it learnt: chance is about 0.03
+    gains = report["evaluation"]["modality"]["gains"]
+    assert (
+        gains["image"]["low"] > 0 >= gains["shuffled"]["low"]
+    )  # it is the photo that brings it: another's does not
+    assert gains["shuffled"]["difference"] < 0.02
     assert report["cluster"] == {"nodes": 1, "workers": 2}
     assert report["model"] == {"name": "askew-demo", "version": "1"}
     assert report["index"] == {"shards": 2, "segments": 4, "items": 300}

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from askew import metrics
 from askew.errors import DataError
-from askew.metrics import Qrels, Run, interval, paired_bootstrap, score
+from askew.metrics import LEAST_QUERIES, Qrels, Run, holm, intervals, paired_bootstrap, resampled, score
 
 
 def run_of(rankings: dict[str, list[str]]) -> Run:
@@ -27,9 +28,15 @@ def test_a_worked_example() -> None:
     scores = score(qrels, run_of({"q": ["substitute", "unjudged", "exact"]}))
     found = 2 / math.log2(2) + 0 + 3 / math.log2(4)
     ideal = 3 / math.log2(2) + 3 / math.log2(3) + 2 / math.log2(4) + 1 / math.log2(5)
-    assert scores.means() == pytest.approx({"nDCG@10": found / ideal, "R@10": 1 / 2, "R@100": 1 / 2, "RR": 1 / 3})
+    assert scores.means() == pytest.approx({
+        "nDCG@10": found / ideal, "R@10": 1 / 2, "R@50": 1 / 2, "R@100": 1 / 2, "P@50": 1 / 50,
+        "F1@50": 2 / (50 + 2), "RR@10": 1 / 3, "AP@10": (1 / 3) / 2, "Judged@10": 2 / 3,
+    })  # fmt: skip
     lenient = score(qrels, run_of({"q": ["substitute", "unjudged", "exact"]}), min_relevant=2)
-    assert lenient.means() == pytest.approx({"nDCG@10": found / ideal, "R@10": 2 / 3, "R@100": 2 / 3, "RR": 1})
+    assert lenient.means() == pytest.approx({
+        "nDCG@10": found / ideal, "R@10": 2 / 3, "R@50": 2 / 3, "R@100": 2 / 3, "P@50": 2 / 50,
+        "F1@50": 2 * 2 / (50 + 3), "RR@10": 1, "AP@10": (1 + 2 / 3) / 3, "Judged@10": 2 / 3,
+    })  # fmt: skip
 
 
 def slow(judged: dict[str, int], ranking: list[str], least: int) -> dict[str, float]:
@@ -37,13 +44,20 @@ def slow(judged: dict[str, int], ranking: list[str], least: int) -> dict[str, fl
         return sum(g / math.log2(n + 2) for n, g in enumerate(grades[:10]))
 
     relevant = {item for item, grade in judged.items() if grade >= least}
-    first = [1 / (n + 1) for n, item in enumerate(ranking) if item in relevant]
+    right = [item in relevant for item in ranking]
+    first = [1 / (n + 1) for n, one in enumerate(right[:10]) if one]
     ideal = dcg(sorted(judged.values(), reverse=True))
+    found = sum(right[:50])
     return {
         "nDCG@10": dcg([judged.get(item, 0) for item in ranking]) / ideal,
-        "R@10": len(relevant & set(ranking[:10])) / len(relevant),
-        "R@100": len(relevant & set(ranking[:100])) / len(relevant),
-        "RR": first[0] if first else 0.0,
+        "R@10": sum(right[:10]) / len(relevant),
+        "R@50": found / len(relevant),
+        "R@100": sum(right[:100]) / len(relevant),
+        "P@50": found / 50,
+        "F1@50": 2 * found / (50 + len(relevant)),
+        "RR@10": first[0] if first else 0.0,
+        "AP@10": sum(sum(right[: n + 1]) / (n + 1) for n, one in enumerate(right[:10]) if one) / len(relevant),
+        "Judged@10": sum(item in judged for item in ranking[:10]) / max(1, len(ranking[:10])),
     }
 
 
@@ -68,7 +82,7 @@ def test_equal_scores_stand_by_item_id_whatever_their_rows() -> None:
     rows, scores = np.array([[2, 0, 1, 3]]), np.array([[0.5, 0.5, 0.5, 0.9]], dtype=np.float32)
     run = Run(["q"], ["c", "a", "b", "z"], rows, scores)
     assert run.ranking(0) == ["z", "a", "b", "c"]
-    assert score({"q": {"b": 1}}, run).means()["RR"] == pytest.approx(1 / 3)
+    assert score({"q": {"b": 1}}, run).means()["RR@10"] == pytest.approx(1 / 3)
 
 
 def test_a_query_with_nothing_relevant_is_left_out_and_counted() -> None:
@@ -77,8 +91,8 @@ def test_a_query_with_nothing_relevant_is_left_out_and_counted() -> None:
     scores = score(qrels, run)
     assert scores.query_ids == ["good", "missed", "none"]
     assert scores.left_out == 2
-    assert scores.means()["RR"] == pytest.approx(1 / 3)
-    assert scores.means(np.array([True, False, False]))["RR"] == 1
+    assert scores.means()["RR@10"] == pytest.approx(1 / 3)
+    assert scores.means(np.array([True, False, False]))["RR@10"] == 1
 
 
 def test_judgments_without_a_positive_are_an_error() -> None:
@@ -88,10 +102,32 @@ def test_judgments_without_a_positive_are_an_error() -> None:
 
 def test_the_interval_of_a_mean_is_that_of_theory() -> None:
     values = np.random.default_rng(0).normal(3.0, 1.0, 1000)
-    low, high = interval(values)
+    [span, other] = intervals(np.stack([values, 2 * values], axis=1))
     half = 1.96 * values.std() / math.sqrt(1000)
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.004)
-    assert interval(values[:1]) == (values[0], values[0])
+    assert span == pytest.approx((values.mean() - half, values.mean() + half), abs=0.004)
+    assert other == pytest.approx(2 * np.array(span))  # of the same queries
+
+
+def test_too_few_queries_have_no_interval() -> None:
+    values = np.random.default_rng(0).random((LEAST_QUERIES, 2))
+    assert intervals(values[1:]) == [None, None]
+    assert None not in intervals(values)
+
+
+@pytest.mark.parametrize("num", [2, 37])
+def test_resampling_is_that_of_a_slow_oracle(num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "ROWS_AT_ONCE", 3 * num)  # in several pieces
+    values = np.random.default_rng(num).random((num, 3))
+    random = np.random.default_rng(5)
+    drawn = np.concatenate([random.integers(0, num, (rows, num)) for rows in (3, 3, 1)])
+    expected = [[np.mean([values[i, column] for i in row]) for column in range(3)] for row in drawn]
+    assert resampled(values, 7, seed=5) == pytest.approx(np.array(expected))
+
+
+def test_corrected_p_values_are_those_worked_out_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_a_clear_difference_has_a_small_p_but_never_0() -> None:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -284,3 +285,29 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
         settings(text={"checkpoint": str(tmp_path / "nowhere")}).read()
     with pytest.raises(ConfigError, match="nowhere"):
         Tokens.of_checkpoint(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_zero_shot_is_the_checkpoint_itself(saved: Path, kind: str) -> None:
+    whole = (CLIPModel if kind == "clip" else SiglipModel).from_pretrained(saved / kind).eval()
+    model = Model.zero_shot(str(saved / kind))
+    assert (model.image_size, model.dim) == (32, 16)
+    texts, random = ["red mug", "blue striped cap"], np.random.default_rng(0)
+    pixels = random.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    photos = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.25)
+    ids = torch.from_numpy(model.tokens.ids(texts, 16))
+    padded, mask = ids.masked_fill(ids < 0, 0), {"attention_mask": (ids >= 0).long()}
+    with torch.no_grad():
+        text = whole.get_text_features(input_ids=padded, **(mask if kind == "clip" else {}))
+        image = whole.get_image_features(pixel_values=photos)
+    pooled = (getattr(found, "pooler_output", found) for found in (text, image))
+    wanted = [torch.nn.functional.normalize(one, dim=1).numpy() for one in pooled]
+    found = model.items(texts, pixels, np.ones(2, np.bool_))
+    assert np.allclose(found["text"], wanted[0], atol=1e-5)
+    assert np.allclose(found["image"], wanted[1], atol=1e-5)
+    assert np.allclose(model.queries(texts), wanted[0], atol=1e-5)
+
+
+def test_zero_shot_needs_both_modalities(saved: Path) -> None:
+    with pytest.raises(ConfigError, match="text and vision"):
+        Model.zero_shot(str(saved / "bert"))

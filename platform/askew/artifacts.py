@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import ValidationError
 
@@ -157,10 +157,17 @@ def sha256(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, meets the old content or the new and nothing between."""
+    with written(path) as stream:
+        stream.write(text)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[TextIO]:
+    """Write a file as `write_text` does, bit by bit."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)

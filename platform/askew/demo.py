@@ -27,8 +27,10 @@ from rich.table import Table
 from askew import __version__, artifacts, local, published
 from askew.errors import ArtifactError, AskewError, DataError, MachineError, RegistryError, StageError
 from askew.registry import Registry
+from askew.reports import NAMES, PAGE
 
 MODEL = "askew-demo"
+SHOWN_MEASURES = ("nDCG@10", "R@10", "R@100", "RR@10")
 QUERIES = ("red striped mug", "blue dotted cushion", "yellow umbrella", "checked backpack")
 LEAST_MEMORY_GIB, LEAST_DISK_GIB = 4, 3
 ROOT = Path(__file__).parents[2]
@@ -200,13 +202,14 @@ def _report(
         "rows": 1,
         "skipped": stages["train"]["skipped"],
     }
-    keys = ("queries", "items", "metrics", "intervals", "segments", "comparisons", "index", "text_ceiling")
+    keys = ("queries", "items", "metrics", "comparisons", "modality", "index", "text_ceiling")
     found = {key: evaluation[key] for key in keys if key in evaluation}
     return {
         "data": "drawn by the demo: a made-up shop" if data is None else str(data),
         "stages": stages,
         "metrics": found.pop("metrics"),
         "evaluation": found,
+        "page": str(Path(evaluation["artifact"]) / PAGE),
         "cluster": {"nodes": model["nodes"], "workers": model["workers"]},
         "model": {"name": model["model"], "version": model["version"]},
         "index": {"shards": stages["deploy"].pop("shards"), "segments": index["segments"], "items": index["rows"]},
@@ -220,19 +223,19 @@ def _report(
 def _print_report(report: dict[str, Any], stack: local.Stack, home: Path) -> None:
     found = report["evaluation"]
     table = Table(title=f"{found['queries']} judged queries over {found['items']:,} items", title_justify="left")
-    names = list(next(iter(report["metrics"].values())))
-    for column in ("", *names):
+    for column in ("", *SHOWN_MEASURES):
         table.add_column(column)
-    for variant, values in report["metrics"].items():
-        table.add_row(variant, *(f"{values[name]:.3f}" for name in names))
+    for system, values in report["metrics"].items():
+        table.add_row(NAMES[system], *(f"{values[name]:.3f}" for name in SHOWN_MEASURES))
     console.print(table)
     for pair, by in found["comparisons"].items():
         spread = f"[{by['low']:+.3f}, {by['high']:+.3f}]"
-        console.print(f"{pair}: nDCG@10 {by['difference']:+.3f} {spread}, p = {by['p']:.4f}", markup=False)
+        console.print(f"{pair}: nDCG@10 {by['difference']:+.3f} {spread}, p = {by['p_holm']:.4f}", markup=False)
     if "text_ceiling" in found:
         console.print(f"titles alone could reach nDCG@10 {found['text_ceiling']['val']:.3f} on this made-up shop")
     console.print(f"\nsearch endpoint  {stack.endpoint}/docs\nMLflow UI        {stack.mlflow}")
-    console.print(f"Ray dashboard    {stack.dashboard}\nreport           {home / 'report.json'}")
+    console.print(f"Ray dashboard    {stack.dashboard}\nevaluation       {report['page']}")
+    console.print(f"figures          {home / 'report.json'}")
     console.print(f"in {report['total_seconds']:.0f} s; it stays up until `make stop`. Try:\n")
     body = json.dumps({"query": report["searches"][0]["query"], "k": 5}, separators=(",", ":"))
     print(f"curl -s -X POST {stack.endpoint}/search -H 'content-type: application/json' -d '{body}'")

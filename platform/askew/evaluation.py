@@ -1,14 +1,13 @@
-"""Evaluate: a registered model's rankings of the judged queries, by its three kinds of vectors and by BM25.
+"""Evaluate: a registered model's rankings of the judged queries, beside all that it must beat.
 
-Ranks are exact: every candidate item is scored against every query. Shows what the photo adds (fused
-against text), what the model adds (fused against BM25), and what the index loses (its hits against the
-exact ones). Knows nothing of how the model was trained or is served.
+Ranks are exact: every candidate item is scored against every query. The report says what the photo adds and
+whether it is the photo that does (another item's in its place), what the model adds to words alone, what the index
+loses, and for which queries. Knows nothing of how the model was trained or is served.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +18,37 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from askew import artifacts, metrics, tables
-from askew.bm25 import BM25
-from askew.config import Settings
-from askew.datasets import Progress
+from askew import artifacts, metrics, reports, slices, tables, trec
 from askew.errors import ArtifactError, DataError
-from askew.metrics import Qrels, Run, Scores
-from askew.models import Model, Vectors
+from askew.judging import MAIN, MODELS_OWN, Group, JudgeSettings
+from askew.metrics import Qrels, Scores
+from askew.modality import Shares
+from askew.models import Model
 from askew.registry import Registry, Version
-from askew.segments import Shard
 
-FILE = "evaluation.json"
-MODELS_OWN = {False: "fused", True: "adaptive"}  # what the index holds, without and with a header
-VARIANTS = ("text", "image", "fused", "adaptive")  # adaptive: as the index is searched, with SMAR's header
+FILE, QUERIES, RUNS, QRELS = "report.json", "queries.parquet", "runs", "qrels.txt"
 EVALUATION_KEY = "askew.evaluation_key"
-MAIN = "nDCG@10"
-DEPTH, QUERIES_A_SEARCH = 1000, 64
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(JudgeSettings):
     """Settings of the evaluate stage (`jobs/evaluate.yaml`)."""
 
     model: str
     version: str = "champion"
-    triplets: Path
-    index: Path
     root: Path
     tracking_uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
-    k: int = Field(default=100, ge=100)
-    min_relevant: int | None = Field(default=None, ge=1)
-    text: str = tables.TEXT  # or a field that is read in its place, to see what poorer titles cost
+    examples: int = Field(default=8, ge=0)  # queries that the photo saves, and as many that it hurts
     resamples: int = Field(default=10_000, ge=100)
     seed: int = 0
-    batch_size: int = Field(default=256, ge=1)
-    device: str = "cpu"
 
     def content(self) -> dict[str, Any]:
         """What of the settings determines the numbers, beyond the artifacts that they name."""
-        return self.model_dump(mode="json", include={"k", "min_relevant", "text", "resamples", "seed"})
+        names = {"k", "min_relevant", "text", "modality", "zero_shot", "examples", "resamples", "seed"}
+        return self.model_dump(mode="json", include=names)
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
-    """Evaluate a model version on the triplets' judged queries, and log the numbers on it.
+    """Evaluate a model version on the triplets' judged queries, and log the numbers and the report on it.
 
     Raises RegistryError, ArtifactError, or DataError when there is nothing to judge.
     """
@@ -76,66 +64,163 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     except ArtifactError:
         skipped = False
         with artifacts.draft(settings.root, "evaluation", settings.content(), inputs) as draft:
-            found = report(settings, Model.load(model, settings.device))
-            draft.counts |= {"queries": found["queries"], "items": found["items"]}
-            artifacts.write_text(draft.folder / FILE, json.dumps(found, indent=1, allow_nan=False))
-    found = json.loads((folder / FILE).read_bytes())
+            found = Evaluation(settings, Model.load(model, settings.device))
+            found.write(draft.folder, f"{version.name} version {version.version}")
+            draft.counts |= {"queries": found.numbers["queries"], "items": found.numbers["items"]}
+    numbers = json.loads((folder / FILE).read_bytes())
     if version.tags.get(EVALUATION_KEY) != key:
-        _log(registry, version, folder, key, found)
+        _log(registry, version, folder, key, numbers)
     return {
-        "artifact": str(folder), "key": key, "rows": found["queries"], "skipped": skipped,
-        "model": version.name, "version": version.version, **found,
+        "artifact": str(folder), "key": key, "rows": numbers["queries"], "skipped": skipped,
+        "model": version.name, "version": version.version, **numbers,
     }  # fmt: skip
 
 
-def report(settings: EvaluateSettings, model: Model) -> dict[str, Any]:
-    """Rank the candidate items for every judged query in every way, and measure the rankings.
+class Evaluation:
+    """All rankings of the judged queries, and what is said of them.
 
     Raises DataError when there are no queries, items or judgments.
     """
-    details = artifacts.read(settings.triplets, "triplets", verify=False).details
-    queries = pq.read_table(settings.triplets / "queries")
-    qrels = _qrels(settings.triplets / "qrels")
-    groups = [_ranked(group, splits, qrels, model, settings) for group, splits in _groups(queries, details)]
-    if not groups:
-        found = f"{queries.num_rows} queries"
-        raise DataError(f"queries and items to evaluate in {settings.triplets}", found, "add an evaluation split")
-    scores = {name: Scores.joined([group.scores[name] for group in groups]) for name in groups[0].scores}
-    if not scores["fused"].query_ids:
-        raise DataError("a query with a relevant item", "none", "lower min_relevant, or judge more")
-    print(f"askew: {MAIN} " + ", ".join(f"{n} {s.means()[MAIN]:.4f}" for n, s in scores.items()), flush=True)
-    segment_of = dict(zip(queries["query_id"].to_pylist(), queries["segment"].to_pylist(), strict=True))
-    return {
-        "queries": len(scores["fused"].query_ids),
-        "left_out": scores["fused"].left_out,
-        "items": sum(group.num_items for group in groups),
-        "relevant_from": settings.min_relevant or metrics.relevant_from(qrels),
-        **_measured(scores, slice(None), settings),
-        "segments": _segments(scores, segment_of, settings),
-        "comparisons": _comparisons(scores, settings),
-        **_index_told(groups),
-        **({"text_ceiling": details["text_ceiling"]} if "text_ceiling" in details else {}),
-    }
+
+    def __init__(self, settings: EvaluateSettings, model: Model) -> None:
+        self.settings, self.own = settings, MODELS_OWN[model.header]
+        manifest = artifacts.read(settings.triplets, "triplets", verify=False)
+        queries, self.qrels = pq.read_table(settings.triplets / "queries"), _qrels(settings.triplets / "qrels")
+        self.groups = [
+            Group(settings, model, group, splits, self.qrels)
+            for group, splits in _groups(queries, manifest.details)
+        ]
+        if not self.groups:
+            found = f"{queries.num_rows} queries"
+            do = "add an evaluation split"
+            raise DataError(f"queries and items to evaluate in {settings.triplets}", found, do)
+        names = self.groups[0].scores
+        self.scores = {name: Scores.joined([group.scores[name] for group in self.groups]) for name in names}
+        if not self.scores[self.own].query_ids:
+            raise DataError("a query with a relevant item", "none", "lower min_relevant, or judge more")
+        print(f"askew: {MAIN} " + ", ".join(f"{n} {s.means()[MAIN]:.4f}" for n, s in self.scores.items()))
+        self.least = settings.min_relevant or metrics.relevant_from(self.qrels)
+        asked = pa.array(self.scores[self.own].query_ids)
+        place = pc.index_in(asked, value_set=queries["query_id"].combine_chunks())
+        self.queries = queries.take(place)
+        kind = str(manifest.settings.get("kind_field", ""))
+        self.labels = slices.labels(settings.triplets, self.queries, self.qrels, self.least, settings.text, kind)
+        self.numbers = self._numbers(manifest.details)
+
+    def _numbers(self, details: Mapping[str, Any]) -> dict[str, Any]:
+        left_out = self.scores[self.own].left_out
+        return {
+            "queries": len(self.queries), "left_out": left_out, "items": sum(g.num_items for g in self.groups),
+            "model": self.own, "relevant_from": self.least, "text": self.settings.text,
+            **self._measured(slice(None)),
+            "comparisons": self._comparisons(),
+            "slices": self._slices(),
+            **self._photos(),
+            **self._index(),
+            **({"text_ceiling": details["text_ceiling"]} if "text_ceiling" in details else {}),
+        }  # fmt: skip
+
+    def _measured(self, mask: NDArray[np.bool_] | slice) -> dict[str, Any]:
+        """Means and intervals of every measure of every system."""
+        columns = [(system, name) for system, of in self.scores.items() for name in of.values]
+        values = np.stack([self.scores[system].values[name][mask] for system, name in columns], axis=1)
+        spans = metrics.intervals(values, self.settings.resamples, self.settings.seed)
+        intervals: dict[str, dict[str, Any]] = {system: {} for system in self.scores}
+        for (system, name), span in zip(columns, spans, strict=True):
+            intervals[system][name] = None if span is None else list(span)
+        return {"metrics": {n: s.means(mask) for n, s in self.scores.items()}, "intervals": intervals}
+
+    def _compared(self, a: str, b: str, mask: NDArray[np.bool_] | slice = slice(None)) -> dict[str, float]:
+        one, other = (self.scores[name].values[MAIN][mask] for name in (a, b))
+        return metrics.paired_bootstrap(one, other, self.settings.resamples, self.settings.seed)
+
+    def _comparisons(self) -> dict[str, dict[str, float]]:
+        """The model against every other ranking, with p corrected for their number (Holm)."""
+        if len(self.queries) < 2:
+            return {}
+        others = [name for name in self.scores if name != self.own]
+        return _corrected({f"{self.own} vs {other}": self._compared(self.own, other) for other in others})
+
+    def _slices(self) -> dict[str, Any]:
+        """Every slice of every dimension: its numbers, and the photo's gain where there are enough queries."""
+        found: dict[str, Any] = {}
+        for dimension, of in self.labels.items():
+            masks = {label: np.array([one == label for one in of]) for label in sorted(set(of))}
+            found[dimension] = {n: {"queries": int(m.sum()), **self._measured(m)} for n, m in masks.items()}
+            if "text" in self.scores and self.own != "text":
+                enough = {n: m for n, m in masks.items() if m.sum() >= metrics.LEAST_QUERIES}
+                gains = _corrected({n: self._compared(self.own, "text", m) for n, m in enough.items()})
+                for name, one in found[dimension].items():
+                    one["image_gain"] = gains.get(name)
+        return found
+
+    def _photos(self) -> dict[str, Any]:
+        """What photos bring: their gain, the controls, the share of scores, and the queries at both ends."""
+        if "missing" not in self.scores or len(self.queries) < 2:
+            return {}
+        gain = self.scores[self.own].values[MAIN] - self.scores["text"].values[MAIN]
+        order = np.argsort(gain, kind="stable")
+        saved = [i for i in order[::-1][: self.settings.examples] if gain[i] > 0]
+        hurt = [i for i in order[: self.settings.examples] if gain[i] < 0]
+        shares = [group.shares for group in self.groups if group.shares is not None]
+        means = {n: float(np.mean(np.concatenate([getattr(s, n) for s in shares]))) for n in Shares._fields}
+        gains = {
+            "image": (self.own, "text"), "shuffled": ("shuffled", "text"), "over_shuffled": (self.own, "shuffled"),
+            "over_missing": (self.own, "missing"),
+        }  # fmt: skip
+        return {
+            "modality": {
+                "gains": {name: self._compared(*pair) for name, pair in gains.items()},
+                "queries": {"better": int((gain > 0).sum()), "worse": int((gain < 0).sum())},
+                "score_shares": means,
+                "saved": [self._example(i, float(gain[i])) for i in saved],
+                "hurt": [self._example(i, float(gain[i])) for i in hurt],
+            }
+        }
+
+    def _example(self, number: int, gain: float) -> dict[str, Any]:
+        query_id = self.queries["query_id"][number].as_py()
+        group = next(group for group in self.groups if query_id in group.place)
+        return {
+            "query_id": query_id, "query": self.queries["query"][number].as_py(), "gain": gain,
+            "hits": group.hits(self.own, query_id, self.qrels),
+            "by_text": group.hits("text", query_id, self.qrels),
+        }  # fmt: skip
+
+    def _index(self) -> dict[str, Any]:
+        """What the index loses of the exact ranking, all queries together."""
+        parts = [group.index for group in self.groups if group.index]
+        if not parts:
+            return {}
+        sizes = [len(group.query_ids) for group in self.groups]
+        loss = Scores.joined([part["scores"] for part in parts])
+        exact = self.scores[self.own].values[MAIN]
+        recalls = {n: float(np.average([p[n] for p in parts], weights=sizes)) for n in ("recall@10", "recall@100")}
+        setting = {"name": parts[0]["name"], **recalls, MAIN: loss.means()[MAIN]}
+        if len(exact) >= 2:
+            found = loss.values[MAIN]
+            how = (self.settings.resamples, self.settings.seed)
+            setting["loss"] = metrics.paired_bootstrap(found, exact, *how)
+        return {"index": {"items": parts[0]["items"], **recalls, "settings": [setting]}}
+
+    def write(self, folder: Path, title: str) -> None:
+        """Write the report as a page and as JSON, the values of each query, and all rankings as TREC's files."""
+        artifacts.write_text(folder / FILE, json.dumps(self.numbers, indent=1, allow_nan=False))
+        columns: dict[str, Any] = {name: self.queries[name] for name in ("query_id", "query", "split")}
+        columns |= {f"slice/{name}": of for name, of in self.labels.items()}
+        for system, of in self.scores.items():
+            columns |= {f"{system}/{name}": values for name, values in of.values.items()}
+        tables.write(folder / QUERIES, pa.table(columns))
+        trec.write_qrels(folder / QRELS, {q: self.qrels[q] for q in columns["query_id"].to_pylist()})
+        for name in self.scores:
+            trec.write_run(folder / RUNS / f"{name}.run", [group.runs[name] for group in self.groups], name)
+        photos = reports.photos(self.settings.triplets, reports.shown(self.numbers))
+        artifacts.write_text(folder / reports.PAGE, reports.page(self.numbers, title, photos))
 
 
-def _index_told(groups: Sequence["Ranked"]) -> dict[str, Any]:
-    if not groups[0].index:
-        return {}
-    recalls, weights = [g.index["recall@10"] for g in groups], [g.num_queries for g in groups]
-    return {"index": {"items": groups[0].index["items"], "recall@10": float(np.average(recalls, weights=weights))}}
-
-
-# --- ranking -------------------------------------------------------------------------------------
-
-
-@dataclass
-class Ranked:
-    """Queries that are ranked over the same items, and how well."""
-
-    num_queries: int
-    num_items: int
-    scores: dict[str, Scores]
-    index: dict[str, float]
+def _corrected(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    corrected = metrics.holm([one["p"] for one in found.values()])
+    return {n: {**one, "p_holm": p} for (n, one), p in zip(found.items(), corrected, strict=True)}
 
 
 def _groups(queries: pa.Table, details: Mapping[str, Any]) -> list[tuple[pa.Table, list[str]]]:
@@ -147,187 +232,6 @@ def _groups(queries: pa.Table, details: Mapping[str, Any]) -> list[tuple[pa.Tabl
         (queries.filter(pc.is_in(queries["split"], value_set=pa.array(asked))), [*s]) for s, asked in over.items()
     ]
     return [(part, splits) for part, splits in parts if part.num_rows]
-
-
-def _ranked(
-    queries: pa.Table, splits: Sequence[str], qrels: Qrels, model: Model, settings: EvaluateSettings
-) -> Ranked:
-    """Rank the items of these splits for each query in every way."""
-    candidates = Candidates.of(settings.triplets, splits)
-    query_ids, words = (queries[name].to_pylist() for name in ("query_id", "query"))
-    queries_of = _query_vectors(model, words, settings.batch_size)
-    tops, texts = _rank(model, queries_of, candidates, settings)
-    tops["bm25"] = Top(*BM25(texts).search(words, settings.k))
-    scores = {
-        name: metrics.score(
-            qrels, Run(query_ids, candidates.item_ids, top.rows, top.scores), min_relevant=settings.min_relevant
-        )
-        for name, top in tops.items()
-    }
-    index = {}
-    if settings.text == tables.TEXT:
-        index = _index_check(settings, queries_of["index"], candidates, tops[MODELS_OWN[model.header]])
-    return Ranked(len(query_ids), len(candidates.item_ids), scores, index)
-
-
-@dataclass
-class Top:
-    """The k best items of each of q queries, best first, equal scores by row: rows and scores are (q, <= k)."""
-
-    rows: NDArray[np.int64]
-    scores: Vectors
-
-    def add(self, rows: NDArray[np.int64], scores: Vectors, k: int) -> None:
-        """Take in n further items, whose scores are (q, n)."""
-        scores = np.concatenate([self.scores, scores], axis=1)
-        rows = np.concatenate([self.rows, np.broadcast_to(rows, (len(scores), len(rows)))], axis=1)
-        best = np.lexsort((rows, -scores))[:, :k]
-        self.rows = np.take_along_axis(rows, best, axis=1)
-        self.scores = np.take_along_axis(scores, best, axis=1)
-
-    @classmethod
-    def empty(cls, num_queries: int) -> "Top":
-        """Before any item."""
-        return cls(np.empty((num_queries, 0), dtype=np.int64), np.empty((num_queries, 0), dtype=np.float32))
-
-
-@dataclass
-class Candidates:
-    """The items that queries are ranked over, numbered in the order of their ids.
-
-    `rows[i]` is the number of the i-th of them in the order of the parts.
-    """
-
-    paths: list[Path]
-    splits: pa.Array
-    item_ids: list[str] = field(repr=False)
-    rows: NDArray[np.int64] = field(repr=False)
-
-    @classmethod
-    def of(cls, triplets: Path, splits: Sequence[str]) -> "Candidates":
-        """Number the items of these splits."""
-        wanted = pa.array(list(splits), pa.string())
-        paths, ids = [], [pa.array([], pa.string())]
-        for path in tables.parts(triplets / "items"):
-            table = pq.read_table(path, columns=["item_id", "split"])
-            kept = table.filter(pc.is_in(table["split"], value_set=wanted))["item_id"]
-            if len(kept):
-                paths.append(path)
-                ids += kept.chunks
-        unsorted = pa.chunked_array(ids)
-        order = pc.sort_indices(unsorted).to_numpy()
-        rows = np.empty(len(order), dtype=np.int64)
-        rows[order] = np.arange(len(order))
-        return cls(paths, wanted, unsorted.take(pa.array(order)).to_pylist(), rows)
-
-    def batches(self, columns: Sequence[str], size: int) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
-        """Stream the items' columns with their rows, in bounded memory."""
-        start = 0
-        for batch in tables.batches(self.paths, [*columns, "split"], size):
-            kept = batch.filter(pc.is_in(batch["split"], value_set=self.splits))
-            if len(kept):
-                yield self.rows[start : start + len(kept)], kept
-            start += len(kept)
-
-
-def _rank(
-    model: Model, queries: Mapping[str, Vectors], candidates: Candidates, settings: EvaluateSettings
-) -> tuple[dict[str, Top], list[str]]:
-    """Score every candidate by every kind of vector; returns the best of each kind, and all texts by row."""
-    tops: dict[str, Top] = {}
-    texts = [""] * len(candidates.item_ids)
-    progress = Progress("embedded items", len(texts))
-    columns = [*tables.columns_of(settings.text), "pixels", "has_image"]
-    for rows, batch in candidates.batches(columns, settings.batch_size):
-        words = tables.told(batch, settings.text).to_pylist()
-        pixels = tables.pixels(batch["pixels"], model.image_size)
-        vectors = model.items(words, pixels, batch["has_image"].to_numpy(zero_copy_only=False))
-        if model.header:
-            vectors = {**vectors, "adaptive": vectors["index"]}
-        for name in VARIANTS:
-            if name in vectors:
-                asked = queries["index" if name == "adaptive" else "plain"]
-                tops.setdefault(name, Top.empty(len(asked))).add(rows, asked @ vectors[name].T, settings.k)
-        for row, text in zip(rows, words, strict=True):
-            texts[row] = text
-        progress.step(len(rows))
-    return tops, texts
-
-
-def _query_vectors(model: Model, queries: Sequence[str], size: int) -> dict[str, Vectors]:
-    """Encode queries as Q, "plain", and as the index is searched, "index": without a header these are the same."""
-    ways = {"plain": model.plain_queries} | ({"index": model.queries} if model.header else {})
-    starts = range(0, len(queries), size)
-    found = {name: np.concatenate([way(queries[i : i + size]) for i in starts]) for name, way in ways.items()}
-    return {"index": found["plain"], **found}
-
-
-def index_recall(shard: Shard, queries: Vectors, item_ids: Sequence[str], exact: NDArray[np.int64]) -> float:
-    """The mean share of each query's exact hits that the index gives as well.
-
-    `exact` is (q, n): each query's n best of `item_ids`. The index may hold other items too: they are
-    passed over, as deep as 20 times where they would hide the n best if spread evenly.
-    """
-    place = pc.index_in(pa.array(shard.item_ids), value_set=pa.array(item_ids, pa.string()))
-    rows = pc.fill_null(place, -1).to_numpy().astype(np.int64)
-    n = exact.shape[1]
-    depth = max(DEPTH, 20 * n * shard.size // len(item_ids))
-    shares = []
-    for start in range(0, len(queries), QUERIES_A_SEARCH):
-        hits = rows[shard.search(queries[start : start + QUERIES_A_SEARCH], depth).rows]
-        given = np.cumsum(hits >= 0, axis=1) <= n
-        both = zip(exact[start : start + QUERIES_A_SEARCH], hits, given, strict=True)
-        shares += [np.isin(wanted, found[first]).mean() for wanted, found, first in both]
-    return float(np.mean(shares))
-
-
-def _index_check(
-    settings: EvaluateSettings, queries: Vectors, candidates: Candidates, exact: Top
-) -> dict[str, float]:
-    """What the index loses of the exact ten best fused hits, candidates alone being counted."""
-    details = artifacts.read(settings.index, "index", verify=False).details
-    names = [segment["name"] for segment in details["segments"]]
-    shard = Shard(settings.index, names, verify=False)  # _inputs has checked every file
-    recall = index_recall(shard, queries, candidates.item_ids, exact.rows[:, :10])
-    print(f"askew: the index gives {recall:.2%} of the exact ten best", flush=True)
-    return {"items": shard.size, "recall@10": recall}
-
-
-# --- numbers -------------------------------------------------------------------------------------
-
-
-def _measured(
-    scores: Mapping[str, Scores], mask: NDArray[np.bool_] | slice, settings: EvaluateSettings
-) -> dict[str, Any]:
-    def span(of: Scores) -> list[float]:
-        return list(metrics.interval(of.values[MAIN][mask], settings.resamples, settings.seed))
-
-    return {
-        "metrics": {name: of.means(mask) for name, of in scores.items()},
-        "intervals": {name: {MAIN: span(of)} for name, of in scores.items()},
-    }
-
-
-def _segments(
-    scores: Mapping[str, Scores], segment_of: Mapping[str, str], settings: EvaluateSettings
-) -> dict[str, Any]:
-    segments = np.array([segment_of[q] or "none" for q in scores["fused"].query_ids])
-    return {
-        str(name): {"queries": int((segments == name).sum()), **_measured(scores, segments == name, settings)}
-        for name in np.unique(segments)
-    }
-
-
-def _comparisons(scores: Mapping[str, Scores], settings: EvaluateSettings) -> dict[str, dict[str, float]]:
-    main = "adaptive" if "adaptive" in scores else "fused"
-    ours = scores[main].values[MAIN]
-    return {
-        f"{main} vs {other}": metrics.paired_bootstrap(
-            ours, scores[other].values[MAIN], settings.resamples, settings.seed
-        )
-        for other in scores
-        if other != main
-    }
 
 
 # --- borders -------------------------------------------------------------------------------------
@@ -344,6 +248,10 @@ def _inputs(settings: EvaluateSettings, model: Path) -> dict[str, str]:
         if index.inputs.get(name) != wanted:
             found = f"one made from {name} {index.inputs.get(name)} in {settings.index}"
             raise ArtifactError(f"an index made from {name} {wanted}", found, "build the index of this version")
+    for name, path in settings.runs.items():
+        if not path.is_file():
+            raise DataError(f"the run {name!r}", f"no file {path}", "mend runs")
+        keys[f"run {name}"] = artifacts.sha256(path)
     return {**keys, "index": index.key}
 
 
@@ -357,14 +265,15 @@ def _qrels(path: Path) -> Qrels:
 
 
 def _log(registry: Registry, version: Version, folder: Path, key: str, found: Mapping[str, Any]) -> None:
-    """Put the numbers on the version and its run; the key comes last, so that a broken log is done again."""
+    """Put numbers and report on the version and its run; the key last, so that a broken log is done again."""
     means = {
         f"eval/{name}/{measure.replace('@', '_at_')}": value
         for name, values in found["metrics"].items()
         for measure, value in values.items()
     }
     registry.log_metrics(version.run_id, means)
-    registry.log_files(version.run_id, folder / FILE, "evaluation")
+    for name in (FILE, reports.PAGE):
+        registry.log_files(version.run_id, folder / name, "evaluation")
     tags = {f"askew.metrics.{name}_ndcg_at_10": f"{values[MAIN]:.4f}" for name, values in found["metrics"].items()}
     registry.tag(version, tags)
     registry.tag(version, {EVALUATION_KEY: key})

@@ -1,9 +1,11 @@
 """How good rankings are: measures by ir-measures, intervals and comparisons by bootstrap over queries.
 
-nDCG takes grades as they are (linear gain, as trec_eval does); recall and reciprocal rank count an item
-as relevant from a grade on. Knows nothing of what made the rankings.
+nDCG takes grades as they are (linear gain, as trec_eval does); recall, precision, reciprocal rank and average
+precision count an item as relevant from a grade on. Knows nothing of what made the rankings.
+Shapes: N queries, M columns of values, R resamples.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +13,14 @@ from typing import Any
 import ir_measures
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from askew.errors import DataError
 
-MEASURES = ("nDCG@10", "R@10", "R@100", "RR")
+MEASURES = ("nDCG@10", "R@10", "R@50", "R@100", "P@50", "F1@50", "RR@10", "AP@10", "Judged@10")
+LEAST_QUERIES = 10  # fewer have no interval: their resamples hardly differ
+ROWS_AT_ONCE = 4_000_000  # resampled queries that are held at a time
 Qrels = Mapping[str, Mapping[str, int]]  # query_id → item_id → grade; what is absent is not relevant
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Scores:
     """Each measure's value for each of n queries; `left_out` further queries have nothing relevant to find."""
 
     query_ids: list[str]
-    values: dict[str, NDArray[np.float64]]
+    values: dict[str, Values]
     left_out: int
 
     @classmethod
@@ -69,33 +73,70 @@ def relevant_from(qrels: Qrels) -> int:
 def score(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES, min_relevant: int | None = None) -> Scores:
     """Measure a run, query by query, in the run's order.
 
-    `min_relevant` is the grade from which an item counts for R and RR (None: the highest grade there is);
-    a query without an item of such a grade is left out of every measure. RR looks as far as the run goes.
+    `min_relevant` is the grade from which an item counts as relevant (None: the highest grade there is); a query
+    without an item of such a grade is left out of every measure. F1@k is the harmonic mean of P@k and R@k of
+    each query.
     """
     least = relevant_from(qrels) if min_relevant is None else min_relevant
     asked = [i for i, q in enumerate(run.query_ids) if max(qrels.get(q, {}).values(), default=0) >= least]
     ids = [run.query_ids[i] for i in asked]
-    # ir-measures breaks equal scores by a rule of its own: it is given ranks, which are never equal.
-    ranks = {run.query_ids[i]: {item: -float(n) for n, item in enumerate(run.ranking(i))} for i in asked}
-    wanted = {_measure(name, least): name for name in measures}
-    values = {name: np.zeros(len(ids)) for name in measures}
+    # ir-measures breaks equal scores by a rule of its own: it is given ranks, which are never equal. A query
+    # without a hit would make its Judged@k divide by nought: it finds what nobody can have judged.
+    ranks = {run.query_ids[i]: {item: -float(n) for n, item in enumerate(run.ranking(i) or [""])} for i in asked}
+    parts = {name: _parts(name) for name in measures}
+    wanted = {_measure(part, least): part for part in dict.fromkeys(p for each in parts.values() for p in each)}
+    found = {name: np.zeros(len(ids)) for name in wanted.values()}
     at = {query_id: i for i, query_id in enumerate(ids)}
-    for found in ir_measures.iter_calc(list(wanted), {q: dict(qrels[q]) for q in ids}, ranks):
-        values[wanted[found.measure]][at[found.query_id]] = found.value
+    for one in ir_measures.iter_calc(list(wanted), {q: dict(qrels[q]) for q in ids}, ranks):
+        found[wanted[one.measure]][at[one.query_id]] = one.value
+    values = {name: found[name] if name in found else _f1(*(found[p] for p in parts[name])) for name in measures}
     return Scores(ids, values, len(run.query_ids) - len(ids))
 
 
-def interval(values: NDArray[np.float64], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of a mean by bootstrap over queries (percentiles); of no width for a single query."""
-    if len(values) < 2:
-        return float(values.mean()), float(values.mean())
-    found = _bootstrap(values, resamples, seed).confidence_interval
-    return float(found.low), float(found.high)
+def _parts(name: str) -> tuple[str, ...]:
+    """The measures of ir-measures that a measure is made of."""
+    depth = re.fullmatch(r"F1(@\d+)", name)
+    return (f"P{depth[1]}", f"R{depth[1]}") if depth else (name,)
 
 
-def paired_bootstrap(
-    a: NDArray[np.float64], b: NDArray[np.float64], resamples: int = 10_000, seed: int = 0
-) -> dict[str, float]:
+def _f1(precision: Values, recall: Values) -> Values:
+    both = precision + recall
+    return np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
+
+
+def _measure(name: str, least: int) -> Any:
+    measure = ir_measures.parse_measure(name)
+    return measure if "rel" not in measure.SUPPORTED_PARAMS else measure(rel=least)
+
+
+# --- how sure ------------------------------------------------------------------------------------
+
+
+def resampled(values_NM: Values, resamples: int = 10_000, seed: int = 0) -> Values:
+    """Draw N queries with replacement, R times, and average each column over them: (R, M).
+
+    All columns see the same queries, so that differences of columns are paired.
+    """
+    num, random = len(values_NM), np.random.default_rng(seed)
+    out = np.empty((resamples, values_NM.shape[1]))
+    step = max(1, ROWS_AT_ONCE // num)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = random.integers(0, num, (rows, num)) + num * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * num).reshape(rows, num)
+        out[start : start + rows] = times @ values_NM / num
+    return out
+
+
+def intervals(values_NM: Values, resamples: int = 10_000, seed: int = 0) -> list[tuple[float, float] | None]:
+    """The 95 % interval of each column's mean (percentiles); None for fewer than LEAST_QUERIES queries."""
+    if len(values_NM) < LEAST_QUERIES:
+        return [None] * values_NM.shape[1]
+    low, high = np.quantile(resampled(values_NM, resamples, seed), [0.025, 0.975], axis=0)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def paired_bootstrap(a: Values, b: Values, resamples: int = 10_000, seed: int = 0) -> dict[str, float]:
     """Compare two rankings of the same queries by the mean of a - b: difference, 95 % interval (low, high), p.
 
     p is two-sided: 2 · (c + 1) / (resamples + 1), at most 1, where c counts the resampled means on the
@@ -105,24 +146,23 @@ def paired_bootstrap(
     if len(a) != len(b) or len(a) < 2:
         found = f"{len(a)} and {len(b)} queries"
         raise DataError("two rankings of the same two or more queries", found, "judge more queries")
-    drawn = _bootstrap(a - b, resamples, seed)
-    means = drawn.bootstrap_distribution
+    means = resampled((a - b)[:, None], resamples, seed)[:, 0]
+    low, high = np.quantile(means, [0.025, 0.975])
     other = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     return {
         "difference": float((a - b).mean()),
-        "low": float(drawn.confidence_interval.low),
-        "high": float(drawn.confidence_interval.high),
+        "low": float(low),
+        "high": float(high),
         "p": min(1.0, 2 * (int(other) + 1) / (resamples + 1)),
     }
 
 
-def _measure(name: str, least: int) -> Any:
-    measure = ir_measures.parse_measure(name)
-    return measure if "rel" not in measure.SUPPORTED_PARAMS else measure(rel=least)
+def holm(ps: Sequence[float]) -> list[float]:
+    """Correct p-values of comparisons that are made together, so that one false alarm in all is as rare as said.
 
-
-def _bootstrap(values: NDArray[np.float64], resamples: int, seed: int) -> Any:
-    return stats.bootstrap(
-        (values,), np.mean, n_resamples=resamples, method="percentile", vectorized=True,
-        batch=max(1, 10_000_000 // len(values)), rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    order = np.argsort(ps, kind="stable")
+    corrected = np.empty(len(ps))
+    corrected[order] = np.maximum.accumulate(np.asarray(ps)[order] * np.arange(len(ps), 0, -1))
+    return [float(p) for p in np.minimum(corrected, 1.0)]

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from askew import artifacts
-from askew.errors import ArtifactError
+from askew.encoders import config_of
+from askew.errors import ArtifactError, ConfigError
 from askew.inputs import Tokens, clean
 from askew.towers import TowerSettings, TwoTower, indexed_items, indexed_queries
 
@@ -47,6 +48,33 @@ class Model:
                 f"a model in {folder}", found, "train it again with this version of askew"
             ) from error
         return cls(towers.to(device), tokens, manifest.key)
+
+    @classmethod
+    def zero_shot(cls, checkpoint: str, device: str = "cpu") -> "Model":
+        """Make towers of a CLIP or SigLIP checkpoint as it is; an item is the mean of its two vectors.
+
+        Raises ConfigError when it cannot be read, or is of one modality.
+        """
+        config = config_of(checkpoint)
+        if not {"text_config", "vision_config"} <= set(config):
+            raise ConfigError(
+                f"a checkpoint of text and vision at {checkpoint}", config["model_type"], "choose another"
+            )
+        dim = (
+            config.get("projection_dim")
+            if config["model_type"] == "clip"
+            else config["text_config"]["hidden_size"]
+        )
+        settings = TowerSettings.model_validate({
+            "dim": dim, "text": {"checkpoint": checkpoint}, "photo": {"checkpoint": checkpoint},
+            "shared_text": True, "fusion": "mean", "image_size": config["vision_config"]["image_size"],
+            "query_length": config["text_config"]["max_position_embeddings"],
+            "title_length": config["text_config"]["max_position_embeddings"],
+        }).read()  # fmt: skip
+        tokens = Tokens.of_checkpoint(checkpoint)
+        towers = TwoTower(settings, tokens.size)
+        towers.start()
+        return cls(towers.to(device), tokens)
 
     def save(self, folder: Path) -> None:
         """Write the model's files into `folder` (of an artifact's draft)."""

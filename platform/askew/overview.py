@@ -4,7 +4,6 @@ Every quantity is a whole number counted into fixed bins, so that nothing has to
 nothing of where the numbers come from; whatever text it is given, it only shows.
 """
 
-import html
 import io
 import json
 import re
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
+from askew import pages
 from askew.errors import ArtifactError
 
 
@@ -65,7 +65,7 @@ CATEGORIES = {
 }
 SHOWN = [name for name in CATEGORIES if name != "cells"]
 QUANTILES = (0.05, 0.5, 0.95)
-MAX_LABELS, MAX_CHARACTERS, MAX_NUMBER = 50, 2000, 10**12
+MAX_LABELS, MAX_NUMBER = 50, 10**12
 
 
 # --- counts --------------------------------------------------------------------------------------
@@ -237,69 +237,23 @@ def _ticks(measure: Measure, bins: NDArray[np.int64]) -> tuple[list[float], list
 
 # --- page ----------------------------------------------------------------------------------------
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2430; --soft: #5a6472; --paper: #fff; --line: #d9dee5; --bar: #3b6fb6 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ee; --soft: #a3adba; --paper: #14181f; --line: #353d49; --bar: #7fb0ee }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1rem; max-width: 72rem; font: 1rem/1.5 system-ui, sans-serif;
-  color: var(--ink); background: var(--paper) }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem } h3 { font-size: 1rem; margin: 0 0 .5rem }
-.grid { display: grid; gap: 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
-.wide { overflow-x: auto } figure { margin: 0 } svg { width: 100%; height: auto }
-svg text { font-family: inherit !important }
-figcaption, caption { color: var(--soft); font-size: .875rem; text-align: start }
-table { border-collapse: collapse; width: 100%; font-size: .9rem }
-th, td { padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); text-align: start;
-  vertical-align: top; overflow-wrap: anywhere }
-thead th { color: var(--soft); font-weight: 600 } tbody th { font-weight: 400 }
-.number { width: 1%; padding-inline: .6rem 0; text-align: end; white-space: nowrap;
-  font-variant-numeric: tabular-nums }
-.facts th { width: 30% } .measures th, .measures td { white-space: nowrap; width: auto }
-.share { display: block; height: .3rem; margin-top: .2rem; background: var(--bar) }
-"""
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-
 
 def page(tally: Tally, facts: Mapping[str, object]) -> str:
     """Make one HTML page of a tally and of facts by name: nothing is fetched or run, and the bytes are stable."""
     measures = _measured(tally)
     figures = "".join(_figure(tally, name) for name in measures) or "<p>Nothing was measured.</p>"
     categories = "".join(_category(tally, name) for name in SHOWN if tally.categories.get(name))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Overview of the triplets</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-<h1>Overview of the triplets</h1>
-{_facts(facts)}
+    return pages.document(
+        "Overview of the triplets",
+        f"""{_facts(facts)}
 <h2>Counts</h2>
 <div class="grid">{categories or "<p>Nothing was counted.</p>"}</div>
 <h2>Distributions</h2>
 <p>The area of a bar is its share of the values; where bins widen, the axis is logarithmic.</p>
 <div class="grid">{figures}</div>
 {_numbers(tally, measures) if measures else ""}
-</main>
-</body>
-</html>
-"""
-
-
-def _text(value: object) -> str:
-    """Escape a value for the page: as text of a bounded length, without control characters."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = text.encode("utf-8", "replace").decode()
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
-    if len(text) > MAX_CHARACTERS:
-        text = text[:MAX_CHARACTERS] + "…"
-    return html.escape(text)
+""",
+    )
 
 
 def _number(value: float | None) -> str:
@@ -311,8 +265,8 @@ def _number(value: float | None) -> str:
 
 def _facts(facts: Mapping[str, object]) -> str:
     rows = "".join(
-        f'<tr><th scope="row"><bdi>{_text(name)}</bdi></th>'
-        f"<td><bdi>{_number(value) if type(value) is int else _text(value)}</bdi></td></tr>"
+        f'<tr><th scope="row"><bdi>{pages.text(name)}</bdi></th>'
+        f"<td><bdi>{_number(value) if type(value) is int else pages.text(value)}</bdi></td></tr>"
         for name, value in facts.items()
     )
     return (
@@ -326,7 +280,7 @@ def _category(tally: Tally, name: str) -> str:
     """Show a category as a table: labels, counts, and shares as bars."""
     category = CATEGORIES[name]
     rows = "".join(
-        f'<tr><th scope="row"><bdi>{_text(label)}</bdi>'
+        f'<tr><th scope="row"><bdi>{pages.text(label)}</bdi>'
         f'<span class="share" style="width:{share:.1%}"></span></th>'
         f'<td class="number">{_number(count)}</td><td class="number">{share:.1%}</td></tr>'
         for label, count, share in _shares(tally, name)
@@ -362,11 +316,8 @@ def _figure(tally: Tally, name: str) -> str:
         f"{measure.title}: median {middle}, 95% at most {most} {measure.unit}; {_number(histogram.size)} known"
     )
     caption += f", {_number(histogram.missing)} missing." if histogram.missing else "."
-    svg = _draw(tally, name, ink="#010203", bar="#040506", paper="none")
-    svg = svg[svg.index("<svg") :].replace("#010203", "var(--ink)").replace("#040506", "var(--bar)")
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in each plot, and nothing refers to them
-    label = f'<svg role="img" aria-label="Histogram. {caption}"'
-    return f"<figure>{svg.replace('<svg', label, 1)}<figcaption>{caption}</figcaption></figure>"
+    svg = _draw(tally, name, ink=pages.INK, bar=pages.BAR, paper="none")
+    return pages.figure(svg, f"Histogram. {caption}", caption)
 
 
 def _numbers(tally: Tally, names: list[str]) -> str:
