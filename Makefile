@@ -10,7 +10,7 @@ demo_options = --home $(HOME_DIR) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop test check bench-prepare bench-train install dev
+.PHONY: help demo stop test check bench-prepare bench-train bench-evaluate paper-table install dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,13 @@ bench-prepare: install ## speed and memory of the prepare stage, as one line of 
 
 bench-train: .venv/installed-bench ## speed of the train stage against others', as one line of JSON
 	@$(BIN)/python bench/train.py
+
+bench-evaluate: install ## what ranking costs beyond a matrix product and its top-k, as one line of JSON
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python bench/evaluate.py
+
+paper-table: install ## both papers' rows under one budget, into docs/results.md; DATA=folder, and OPTIONS='--steps 600 …'
+	@$(if $(DATA),,echo "askew: error: wanted a catalogue's folder; found none; give it as DATA=…" >&2; exit 2;) \
+	$(BIN)/python bench/paper_table.py '$(DATA)' $(OPTIONS)
 
 install: .venv/installed ## the package and what it needs, in .venv
 dev: .venv/installed-dev ## and what checks and tests need

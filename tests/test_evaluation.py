@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from askew import artifacts, evaluation, judging, segments, tables, trec
-from askew.errors import ArtifactError, DataError
+from askew.errors import ArtifactError, ConfigError, DataError
 from askew.evaluation import EvaluateSettings, Evaluation, evaluate
 from askew.judging import indexed, recall
 from askew.registry import Version
@@ -279,7 +279,7 @@ def test_what_photos_bring_is_told_from_what_any_photo_would(shop: tuple[Evaluat
 
 def test_with_a_header_the_model_is_what_the_index_answers(shop: tuple[EvaluateSettings, Ledger]) -> None:
     settings, _ = shop
-    found = Evaluation(settings.model_copy(update={"text": "title"}), Adaptive()).numbers  # type: ignore[arg-type]
+    found = Evaluation(settings.model_copy(update={"text": "title", "index": None}), Adaptive()).numbers  # type: ignore[arg-type]
     assert found["model"] == "adaptive"
     assert set(found["metrics"]) == {
         "text", "image", "fused", "adaptive", "shuffled", "missing", "bm25", "hybrid"
@@ -343,6 +343,14 @@ def test_an_index_of_another_model_is_refused(shop: tuple[EvaluateSettings, Ledg
     ledger.folder = next((tmp_path / "other").glob("model-*"))
     with pytest.raises(ArtifactError, match="an index made from model"):
         evaluate(settings)
+
+
+def test_an_index_is_not_held_against_other_texts(shop: tuple[EvaluateSettings, Ledger]) -> None:
+    settings, _ = shop
+    with pytest.raises(ConfigError, match="no index="):
+        evaluate(settings.model_copy(update={"text": "title"}))
+    found = evaluate(settings.model_copy(update={"text": "title", "index": None}))
+    assert (found["text"], "index" in found) == ("title", False)
 
 
 def test_no_queries_is_an_error(shop: tuple[EvaluateSettings, Ledger], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from askew import artifacts, metrics, reports, slices, tables, trec
-from askew.errors import ArtifactError, DataError
+from askew.errors import ArtifactError, ConfigError, DataError
 from askew.judging import MAIN, MODELS_OWN, Group, JudgeSettings
 from askew.metrics import Qrels, Scores
 from askew.modality import Shares
@@ -52,6 +52,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 
     Raises RegistryError, ArtifactError, or DataError when there is nothing to judge.
     """
+    _check_text(settings)
     registry = Registry(settings.tracking_uri)
     version = registry.resolve(settings.model, settings.version)
     model = registry.download(version, settings.root)
@@ -243,16 +244,28 @@ def _inputs(settings: EvaluateSettings, model: Path) -> dict[str, str]:
         "model": artifacts.read(model, "model", verify=False).key,
         "triplets": artifacts.read(settings.triplets, "triplets").key,
     }
-    index = artifacts.read(settings.index, "index")
-    for name, wanted in keys.items():
-        if index.inputs.get(name) != wanted:
-            found = f"one made from {name} {index.inputs.get(name)} in {settings.index}"
-            raise ArtifactError(f"an index made from {name} {wanted}", found, "build the index of this version")
+    if settings.index is not None:
+        _check_index(settings.index, keys)
+        keys["index"] = artifacts.read(settings.index, "index").key
     for name, path in settings.runs.items():
         if not path.is_file():
             raise DataError(f"the run {name!r}", f"no file {path}", "mend runs")
         keys[f"run {name}"] = artifacts.sha256(path)
-    return {**keys, "index": index.key}
+    return keys
+
+
+def _check_index(folder: Path, keys: Mapping[str, str]) -> None:
+    inputs = artifacts.read(folder, "index", verify=False).inputs
+    for name, wanted in keys.items():
+        if inputs.get(name) != wanted:
+            found = f"one made from {name} {inputs.get(name)} in {folder}"
+            raise ArtifactError(f"an index made from {name} {wanted}", found, "build the index of this version")
+
+
+def _check_text(settings: EvaluateSettings) -> None:
+    if settings.text != tables.TEXT and settings.index is not None:
+        do = "give no index= when text= names another field"
+        raise ConfigError("an index of the texts that are read", f"text={settings.text}", do)
 
 
 def _qrels(path: Path) -> Qrels:

@@ -36,7 +36,7 @@ class JudgeSettings(Settings):
     """What is ranked, and how."""
 
     triplets: Path
-    index: Path
+    index: Path | None = None  # without one, nothing is said of what it loses
     k: int = Field(default=100, ge=100)
     min_relevant: int | None = Field(default=None, ge=1)
     text: str = tables.TEXT  # or a field that is read in its place, to see what poorer titles cost
@@ -69,8 +69,8 @@ class Group:
         self.runs |= {name: self._theirs(path) for name, path in settings.runs.items()}
         least = settings.min_relevant
         self.scores = {name: metrics.score(qrels, run, min_relevant=least) for name, run in self.runs.items()}
-        self.shares = self._shares(tops[self.own]) if {"text", "image"} <= set(tops) else None
-        self.index = self._index(tops[self.own], qrels) if settings.text == tables.TEXT else None
+        self.shares = self._shares(tops[self.own]) if "missing" in tops else None
+        self.index = self._index(settings.index, tops[self.own], qrels) if settings.index else None
 
     def _batches(self, model: Model) -> Iterator[tuple[NDArray[np.int64], list[str], Photos]]:
         """Stream the items' rows, texts and photos."""
@@ -145,11 +145,10 @@ class Group:
             found.append(hit)
         return found
 
-    def _index(self, exact: Top, qrels: Qrels) -> dict[str, Any]:
+    def _index(self, folder: Path, exact: Top, qrels: Qrels) -> dict[str, Any]:
         """What the index loses of the exact ranking, candidates alone being counted."""
-        details = artifacts.read(self.settings.index, "index", verify=False).details
-        names = [segment["name"] for segment in details["segments"]]
-        shard = Shard(self.settings.index, names, verify=False)  # _inputs has checked every file
+        names = [one["name"] for one in artifacts.read(folder, "index", verify=False).details["segments"]]
+        shard = Shard(folder, names, verify=False)  # the stage has checked every file
         found = indexed(shard, self.asked["index"], self.candidates.item_ids, self.settings.k)
         recalls = {f"recall@{n}": recall(exact.rows[:, :n], found.rows[:, :n]) for n in (10, 100)}
         print(f"askew: the index gives {recalls['recall@10']:.2%} of the exact ten best", flush=True)
