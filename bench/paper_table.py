@@ -1,8 +1,8 @@
 """Train every row of both papers' tables under one budget, and write them side by side: `make paper-table DATA=…`.
 
-Every row has the same data, steps, batch and seeds; what differs is the recipe. A row that was trained or evaluated
-before is found done, so that it may be broken off and run again. The table goes to `--out` as Markdown, and the
-figures beside it as JSON. What the papers report of their own data stands below it and cannot be compared.
+Every row has the same data, steps, batch and seeds; what differs is the recipe. A row that was trained or
+evaluated before is found done, so that it may be broken off and run again. The table goes to `--out` as Markdown,
+and the figures beside it as JSON. What the papers report of their own data stands below it and cannot be compared.
 """
 
 import datetime
@@ -217,11 +217,11 @@ def words(data: Path, steps: int, seeds: int, num_queries: int) -> str:
     ).stdout.strip()
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     return (
-        f"{steps:,} steps of 256 pairs for each row, {seeds} seeds, {num_queries:,} queries of `{data.name}`, small\n"
-        f"towers from scratch; {datetime.date.today()}, commit {commit}, {machine}, no GPU. Small type: 95 % intervals\n"
-        "over queries, each averaged over seeds. ▲ and ▼: better or worse than text only, p < 0.01 after Holm's\n"
-        "correction over the whole table. nDCG with linear gain. At this budget nothing is trained to its end: compare\n"
-        "rows, and take no figure for the best that a recipe can do."
+        f"{steps:,} steps of 256 pairs for each row, {seeds} seeds, {num_queries:,} queries of `{data.name}`,\n"
+        f"small towers from scratch; {datetime.date.today()}, commit {commit}, {machine}, no GPU. Small type:\n"
+        "95 % intervals over queries, each averaged over seeds. ▲ and ▼: better or worse than text only, p < 0.01\n"
+        "after Holm's correction over the whole table. nDCG with linear gain. At this budget nothing is trained to its\n"
+        "end: compare rows, and take no figure for the best that a recipe can do."
     )
 
 
