@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 import subprocess
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -216,12 +217,13 @@ def words(data: Path, steps: int, seeds: int, num_queries: int) -> str:
         ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     ).stdout.strip()
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
-    return (
-        f"{steps:,} steps of 256 pairs for each row, {seeds} seeds, {num_queries:,} queries of `{data.name}`,\n"
-        f"small towers from scratch; {datetime.date.today()}, commit {commit}, {machine}, no GPU. Small type:\n"
-        "95 % intervals over queries, each averaged over seeds. ▲ and ▼: better or worse than text only, p < 0.01\n"
-        "after Holm's correction over the whole table. nDCG with linear gain. At this budget nothing is trained to its\n"
-        "end: compare rows, and take no figure for the best that a recipe can do."
+    return textwrap.fill(
+        f"{steps:,} steps of 256 pairs for each row, {seeds} seeds, {num_queries:,} queries of `{data.name}`, "
+        f"small towers from scratch; {datetime.date.today()}, commit {commit}, {machine}, no GPU. Small type: "
+        "95 % intervals over queries, each averaged over seeds. ▲ and ▼: better or worse than text only, p < 0.01 "
+        "after Holm's correction over the whole table. nDCG with linear gain. At this budget nothing is trained "
+        "to its end: compare rows, and take no figure for the best that a recipe can do.",
+        width=115,
     )
 
 
