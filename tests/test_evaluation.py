@@ -251,7 +251,7 @@ def test_min_relevant_is_a_setting(shop: tuple[EvaluateSettings, Ledger]) -> Non
     lenient = evaluate(settings.model_copy(update={"min_relevant": 1}))
     assert lenient["relevant_from"] == 1
     assert lenient["metrics"]["text"]["RR@10"] == 1
-    with pytest.raises(DataError, match="relevant item"):
+    with pytest.raises(DataError, match=r"grade 4 \(min_relevant\); found grades up to 3"):
         evaluate(settings.model_copy(update={"min_relevant": 4}))
     with pytest.raises(ValidationError):
         EvaluateSettings(**{**settings.model_dump(), "k": 50})  # R@100 would be a lie
@@ -351,6 +351,15 @@ def test_an_index_is_not_held_against_other_texts(shop: tuple[EvaluateSettings, 
         evaluate(settings.model_copy(update={"text": "title"}))
     found = evaluate(settings.model_copy(update={"text": "title", "index": None}))
     assert (found["text"], "index" in found) == ("title", False)
+
+
+def test_queries_with_nothing_to_find_are_left_out_by_name(
+    shop: tuple[EvaluateSettings, Ledger], tmp_path: Path
+) -> None:
+    settings, _ = shop
+    triplets = make_triplets(tmp_path / "other", ("red mug", "black mug", "green plate"))
+    found = Evaluation(settings.model_copy(update={"triplets": triplets, "index": None}), MadeUp()).numbers  # type: ignore[arg-type]
+    assert (found["queries"], found["left_out"], found["left_out_ids"]) == (2, 1, ["q1"])
 
 
 def test_no_queries_is_an_error(shop: tuple[EvaluateSettings, Ledger], tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from askew.registry import Registry, Version
 
 FILE, QUERIES, RUNS, QRELS = "report.json", "queries.parquet", "runs", "qrels.txt"
 EVALUATION_KEY = "askew.evaluation_key"
+SOME = 100
 
 
 class EvaluateSettings(JudgeSettings):
@@ -87,31 +88,31 @@ class Evaluation:
         self.settings, self.own = settings, MODELS_OWN[model.header]
         manifest = artifacts.read(settings.triplets, "triplets", verify=False)
         queries, self.qrels = pq.read_table(settings.triplets / "queries"), _qrels(settings.triplets / "qrels")
-        self.groups = [
-            Group(settings, model, group, splits, self.qrels)
-            for group, splits in _groups(queries, manifest.details)
-        ]
-        if not self.groups:
+        parts = _groups(queries, manifest.details)
+        if not parts:
             found = f"{queries.num_rows} queries"
             do = "add an evaluation split"
             raise DataError(f"queries and items to evaluate in {settings.triplets}", found, do)
+        self.least = _least(self.qrels, settings.min_relevant)
+        self.groups = [Group(settings, model, asked, splits, self.qrels) for asked, splits in parts]
         names = self.groups[0].scores
         self.scores = {name: Scores.joined([group.scores[name] for group in self.groups]) for name in names}
         if not self.scores[self.own].query_ids:
-            raise DataError("a query with a relevant item", "none", "lower min_relevant, or judge more")
+            found = f"none among {queries.num_rows:,} queries that has an item of grade {self.least} to find"
+            raise DataError("a query with a relevant item", found, "lower min_relevant, or judge more")
         print(f"askew: {MAIN} " + ", ".join(f"{n} {s.means()[MAIN]:.4f}" for n, s in self.scores.items()))
-        self.least = settings.min_relevant or metrics.relevant_from(self.qrels)
         asked = pa.array(self.scores[self.own].query_ids)
-        place = pc.index_in(asked, value_set=queries["query_id"].combine_chunks())
-        self.queries = queries.take(place)
+        every = queries["query_id"].combine_chunks()
+        self.queries = queries.take(pc.index_in(asked, value_set=every))
+        self.left_out: list[str] = every.filter(pc.invert(pc.is_in(every, value_set=asked))).to_pylist()
         kind = str(manifest.settings.get("kind_field", ""))
         self.labels = slices.labels(settings.triplets, self.queries, self.qrels, self.least, settings.text, kind)
         self.numbers = self._numbers(manifest.details)
 
     def _numbers(self, details: Mapping[str, Any]) -> dict[str, Any]:
-        left_out = self.scores[self.own].left_out
         return {
-            "queries": len(self.queries), "left_out": left_out, "items": sum(g.num_items for g in self.groups),
+            "queries": len(self.queries), "left_out": len(self.left_out), "left_out_ids": self.left_out[:SOME],
+            "items": sum(group.num_items for group in self.groups),
             "model": self.own, "relevant_from": self.least, "text": self.settings.text,
             **self._measured(slice(None)),
             "comparisons": self._comparisons(),
@@ -217,6 +218,15 @@ class Evaluation:
             trec.write_run(folder / RUNS / f"{name}.run", [group.runs[name] for group in self.groups], name)
         photos = reports.photos(self.settings.triplets, reports.shown(self.numbers))
         artifacts.write_text(folder / reports.PAGE, reports.page(self.numbers, title, photos))
+
+
+def _least(qrels: Qrels, min_relevant: int | None) -> int:
+    """The grade from which an item is relevant. Raises DataError when no judgment reaches it."""
+    highest = metrics.relevant_from(qrels)
+    if min_relevant is not None and min_relevant > highest:
+        do = "lower min_relevant"
+        raise DataError(f"judgments of grade {min_relevant} (min_relevant)", f"grades up to {highest}", do)
+    return min_relevant or highest
 
 
 def _corrected(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

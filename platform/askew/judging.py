@@ -182,12 +182,12 @@ def query_vectors(model: Model, queries: Sequence[str], size: int) -> dict[str, 
 def indexed(shard: Shard, queries: Vectors, item_ids: Sequence[str], k: int) -> Top:
     """The k best of `item_ids`, as rows in these, that the index gives for each query; -1 where it gives fewer.
 
-    The index may hold other items too: they are passed over, as deep as 20 times where they would hide the k
+    The index may hold other items too: they are passed over, as deep as four times where they would hide the k
     best if spread evenly.
     """
     place = pc.index_in(pa.array(shard.item_ids), value_set=pa.array(item_ids, pa.string()))
     row_of = pc.fill_null(place, -1).to_numpy().astype(np.int64)
-    depth = max(DEPTH, 20 * k * shard.size // len(item_ids))
+    depth = max(DEPTH, 4 * k * shard.size // len(item_ids))
     parts = []
     for start in range(0, len(queries), QUERIES_A_SEARCH):
         hits = shard.search(queries[start : start + QUERIES_A_SEARCH], depth)
