@@ -205,10 +205,11 @@ def test_a_loss_that_explodes_stops_with_its_step_and_queries(triplets_folder: P
 def test_without_mlflow_a_training_is_kept_and_logged_later(
     triplets_folder: Path, tmp_path: Path, mlflow_uri: str
 ) -> None:
-    first = trained(triplets_folder, tmp_path)
+    repeats = {"train-0*": 2}  # a name that MLflow does not take for a parameter's
+    first = trained(triplets_folder, tmp_path, repeats=repeats)
     [folder] = tmp_path.glob("model-*")
     stamp = (folder / "weights.safetensors").stat().st_mtime_ns
-    result = train(settings(triplets_folder, tmp_path, tracking_uri=mlflow_uri, model="later"))
+    result = train(settings(triplets_folder, tmp_path, tracking_uri=mlflow_uri, model="later", repeats=repeats))
     assert result["skipped"]
     assert (folder / "weights.safetensors").stat().st_mtime_ns == stamp
     registry = Registry(mlflow_uri)

@@ -7,6 +7,7 @@ is logged and registered when it is run again.
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,9 +186,13 @@ def _start(settings: TrainSettings, triplets: artifacts.Manifest, journal: Journ
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    """Name settings as MLflow's parameters; a group with a name that it does not take (a pattern) stays whole."""
     flat: dict[str, object] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        if isinstance(value, dict) and all(re.fullmatch(r"[\w.-]+", inner) for inner in value):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, dict) else value
     return flat
 
 
