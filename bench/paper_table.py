@@ -147,7 +147,7 @@ class Table:
         )  # fmt: skip
         found = evaluation.evaluate(settings)
         rows = pq.read_table(Path(found["artifact"]) / evaluation.QUERIES)
-        return {name: rows[f"{found['model']}/{name}"].to_numpy() for name in MEASURES}
+        return {name: rows[f"{found['main']}/{name}"].to_numpy() for name in MEASURES}
 
 
 def query_ms(model: Model, prepared: Path) -> float:

@@ -220,7 +220,7 @@ def test_the_numbers_are_those_worked_out_by_hand(shop: tuple[EvaluateSettings, 
 def test_the_numbers_are_put_on_the_version_once(shop: tuple[EvaluateSettings, Ledger]) -> None:
     settings, ledger = shop
     result = evaluate(settings)
-    assert result["rows"] == 3
+    assert (result["rows"], result["model"], result["version"], result["main"]) == (3, "shop", "3", "fused")
     assert not result["skipped"]
     assert ledger.metrics["eval/fused/nDCG_at_10"] == result["metrics"]["fused"]["nDCG@10"]
     assert len(ledger.metrics) == 7 * 9  # systems, measures
@@ -280,7 +280,7 @@ def test_what_photos_bring_is_told_from_what_any_photo_would(shop: tuple[Evaluat
 def test_with_a_header_the_model_is_what_the_index_answers(shop: tuple[EvaluateSettings, Ledger]) -> None:
     settings, _ = shop
     found = Evaluation(settings.model_copy(update={"text": "title", "index": None}), Adaptive()).numbers  # type: ignore[arg-type]
-    assert found["model"] == "adaptive"
+    assert found["main"] == "adaptive"
     assert set(found["metrics"]) == {
         "text", "image", "fused", "adaptive", "shuffled", "missing", "bm25", "hybrid"
     }  # fmt: skip

@@ -113,7 +113,7 @@ class Evaluation:
         return {
             "queries": len(self.queries), "left_out": len(self.left_out), "left_out_ids": self.left_out[:SOME],
             "items": sum(group.num_items for group in self.groups),
-            "model": self.own, "relevant_from": self.least, "text": self.settings.text,
+            "main": self.own, "relevant_from": self.least, "text": self.settings.text,
             **self._measured(slice(None)),
             "comparisons": self._comparisons(),
             "slices": self._slices(),

@@ -93,7 +93,7 @@ def _facts(numbers: Mapping[str, Any]) -> str:
         "queries left out, as nothing is relevant to them": f"{numbers['left_out']:,}",
         "items ranked": f"{numbers['items']:,}",
         "relevant from grade": numbers["relevant_from"],
-        "the model is": NAMES[numbers["model"]],
+        "the model is": NAMES[numbers["main"]],
         "titles read": numbers["text"],
     }
     cells = "".join(f'<tr><th scope="row">{n}</th><td>{pages.text(str(v))}</td></tr>' for n, v in rows.items())
@@ -112,7 +112,7 @@ def _spread(of: Sequence[float] | None) -> str:
 
 
 def _systems(numbers: Mapping[str, Any]) -> str:
-    found, own = numbers["metrics"], numbers["model"]
+    found, own = numbers["metrics"], numbers["main"]
     measures = list(next(iter(found.values())))
     best = {m: max(values[m] for values in found.values()) for m in measures}
     head = "".join(f'<th scope="col" class="number">{m}</th>' for m in measures)
@@ -230,7 +230,7 @@ def _hits(hits: Sequence[Mapping[str, Any]], photos: Mapping[str, str]) -> str:
 def _slices(numbers: Mapping[str, Any]) -> str:
     parts = []
     for dimension, of in numbers["slices"].items():
-        shown = [n for n in (numbers["model"], "text", "image", "bm25") if n in numbers["metrics"]]
+        shown = [n for n in (numbers["main"], "text", "image", "bm25") if n in numbers["metrics"]]
         shown = list(dict.fromkeys(shown))
         head = "".join(f'<th scope="col" class="number">{_name(n)}</th>' for n in shown)
         rows = "".join(_slice(label, one, shown) for label, one in of.items())
