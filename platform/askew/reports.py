@@ -38,6 +38,7 @@ STYLE = """
 .hits img { width: 6rem; height: 6rem; object-fit: contain; background: #fff; border: 3px solid var(--line) }
 .hits .right img { border-color: #2e9e5b } .none { width: 6rem; height: 6rem; border: 3px dashed var(--line);
   display: grid; place-items: center; font-size: .75rem; color: var(--soft) }
+.measures th, .measures td { padding-inline-start: .8rem } figure svg { max-width: 46rem }
 .hits figcaption { font-size: .75rem; line-height: 1.25 } .best { font-weight: 700 } .pair { margin: 1.2rem 0 }
 """
 
