@@ -36,6 +36,14 @@ def test_rows_count_in_the_items_that_are_given(tmp_path: Path) -> None:
         trec.read_run(tmp_path / "run", ["a", "c"])
 
 
+def test_other_queries_may_have_found_other_items(tmp_path: Path) -> None:
+    run = trec.read_run(written(tmp_path / "run", LINES), ["a"], ["q2", "q3"])
+    assert (run.query_ids, run.rows.tolist()) == (["q2"], [[0]])
+    with pytest.raises(DataError, match="in line 3"):
+        trec.read_run(tmp_path / "run", ["a", "b"], ["q1"])
+    assert trec.read_run(tmp_path / "run", ["a"], ["q3"]).query_ids == []
+
+
 def test_what_is_written_is_read_back_and_scored_alike(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     ids = [f"i{n}" for n in range(30)]

@@ -54,7 +54,7 @@ class Candidates:
                 yield self.rows[start : start + len(kept)], kept
             start += len(kept)
 
-    def others(self, columns: Sequence[str], size: int) -> Iterator[pa.Table]:
+    def others(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         """Stream the columns in batches as `batches` does, each item's being another's: the one half the way on.
 
         A control for what a column adds: as far as items stand by kind, an item is given another kind's.
@@ -66,7 +66,7 @@ class Candidates:
             while rest.num_rows < count:
                 more = pa.Table.from_batches([next(late)])
                 rest = pa.concat_tables([rest, more]) if rest.num_rows else more
-            yield rest.slice(0, count).combine_chunks()
+            yield rest.slice(0, count).combine_chunks().to_batches()[0]
             rest = rest.slice(count)
 
     def _from(self, columns: Sequence[str], size: int, start: int) -> Iterator[pa.RecordBatch]:

@@ -255,8 +255,7 @@ def _inputs(settings: EvaluateSettings, model: Path) -> dict[str, str]:
         "triplets": artifacts.read(settings.triplets, "triplets").key,
     }
     if settings.index is not None:
-        _check_index(settings.index, keys)
-        keys["index"] = artifacts.read(settings.index, "index").key
+        keys["index"] = _index_key(settings.index, keys)
     for name, path in settings.runs.items():
         if not path.is_file():
             raise DataError(f"the run {name!r}", f"no file {path}", "mend runs")
@@ -264,12 +263,14 @@ def _inputs(settings: EvaluateSettings, model: Path) -> dict[str, str]:
     return keys
 
 
-def _check_index(folder: Path, keys: Mapping[str, str]) -> None:
-    inputs = artifacts.read(folder, "index", verify=False).inputs
+def _index_key(folder: Path, keys: Mapping[str, str]) -> str:
+    """The key of an index that was made from these, its files checked."""
+    index = artifacts.read(folder, "index")
     for name, wanted in keys.items():
-        if inputs.get(name) != wanted:
-            found = f"one made from {name} {inputs.get(name)} in {folder}"
+        if index.inputs.get(name) != wanted:
+            found = f"one made from {name} {index.inputs.get(name)} in {folder}"
             raise ArtifactError(f"an index made from {name} {wanted}", found, "build the index of this version")
+    return index.key
 
 
 def _check_text(settings: EvaluateSettings) -> None:

@@ -110,12 +110,11 @@ class Group:
 
     def _theirs(self, path: Path) -> Run:
         """Another system's run of these queries; a query that it lacks finds nothing."""
-        run = trec.read_run(path, self.candidates.item_ids)
-        rows = np.full((len(self.query_ids), run.rows.shape[1]), -1, dtype=np.int64)
-        for number, query_id in enumerate(run.query_ids):
-            if query_id in self.place:
-                rows[self.place[query_id]] = run.rows[number]
-        return Run(self.query_ids, self.candidates.item_ids, rows, np.broadcast_to(run.scores[0], rows.shape))
+        run = trec.read_run(path, self.candidates.item_ids, self.query_ids)
+        shape, at = (len(self.query_ids), run.rows.shape[1]), [self.place[query_id] for query_id in run.query_ids]
+        rows, scores = np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32)
+        rows[at], scores[at] = run.rows, run.scores
+        return Run(self.query_ids, self.candidates.item_ids, rows, scores)
 
     def _shares(self, top: Top) -> Shares:
         """Part the scores of each query's first hits into what text and photo brought."""
@@ -157,11 +156,8 @@ class Group:
         return {"name": "as it is searched", "items": shard.size, **recalls, "scores": scores}
 
 
-def _photos(batch: pa.RecordBatch | pa.Table, size: int) -> Photos:
-    column = batch["pixels"]
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    there = batch["has_image"].to_numpy() if isinstance(batch, pa.Table) else batch["has_image"].to_numpy(False)
-    return tables.pixels(column, size), there
+def _photos(batch: pa.RecordBatch, size: int) -> Photos:
+    return tables.pixels(batch["pixels"], size), batch["has_image"].to_numpy(zero_copy_only=False)
 
 
 def _decoded(images: Sequence[bytes | None], there: NDArray[np.bool_], size: int) -> NDArray[np.uint8]:

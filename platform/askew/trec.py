@@ -19,16 +19,20 @@ from askew.metrics import Qrels, Run
 RUN, QRELS = ("query_id", "q0", "item_id", "rank", "score", "tag"), ("query_id", "zero", "item_id", "grade")
 
 
-def read_run(path: Path, item_ids: Sequence[str] | None = None) -> Run:
+def read_run(path: Path, item_ids: Sequence[str] | None = None, query_ids: Sequence[str] | None = None) -> Run:
     """Read a run; the scores that it comes with are ranks, which keep what 32 bits of a score could not.
 
     Raises DataError for a line of another form, a score that is no number, or an item twice for a query. With
-    `item_ids`, sorted, rows count in these, and an item that is none of them is an error too.
+    `item_ids`, sorted, rows count in these, and an item that is none of them is an error too. With `query_ids`,
+    what was found for other queries, which may be of other items, is left out.
     """
     table = _table(path, RUN)
     scores = pd.to_numeric(table["score"], errors="coerce").astype(np.float64)
     _refuse(path, table, ~np.isfinite(scores), "scores that are finite numbers", "score")
     _refuse(path, table, table.duplicated(["query_id", "item_id"]), "each item once for a query", "item_id")
+    if query_ids is not None:
+        asked = table["query_id"].isin(list(query_ids))
+        table, scores = table[asked], scores[asked]
     known = sorted(set(table["item_id"])) if item_ids is None else item_ids
     rows = pd.Index(known).get_indexer(pd.Index(table["item_id"]))
     _refuse(path, table, rows < 0, "items of the catalogue", "item_id")
@@ -97,7 +101,7 @@ def _refuse(path: Path, table: pd.DataFrame, wrong: Any, wanted: str, column: st
     """Raise DataError when a line is wrong, naming the first."""
     if not (count := int(np.sum(wrong))):
         return
-    line = int(np.argmax(np.asarray(wrong)))
-    row = table.iloc[line]
-    found = f"{column} {row[column]!r} of query {row['query_id']!r} in line {line + 1}, and {count - 1} more"
+    first = int(np.argmax(np.asarray(wrong)))
+    row, line = table.iloc[first], int(table.index.to_numpy()[first]) + 1
+    found = f"{column} {row[column]!r} of query {row['query_id']!r} in line {line}, and {count - 1} more"
     raise DataError(f"{wanted} in {path}", found, "mend the file")
