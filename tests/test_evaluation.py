@@ -18,6 +18,7 @@ from askew.errors import ArtifactError, ConfigError, DataError
 from askew.evaluation import EvaluateSettings, Evaluation, evaluate
 from askew.judging import indexed, recall
 from askew.registry import Version
+from askew.shards import Shard
 
 THINGS, COLOURS = ["mug", "plate", "lamp"], ["red", "green", "blue"]
 WORDS = [*THINGS, *COLOURS]
@@ -161,8 +162,8 @@ def make_index(root: Path, model: Path, triplets: Path, kind: str = "index") -> 
             pixels = tables.pixels(table["pixels"].combine_chunks(), SIZE)
             vectors = MadeUp().items(table["text"].to_pylist(), pixels, table["has_image"].to_numpy())
             segments.write(draft.folder / part.stem, vectors[kind], table.select(["item_id", "title"]))
-            names.append({"name": part.stem, "items": len(table)})
-        draft.details |= {"dim": MadeUp.dim, "segments": names}
+            names.append(part.stem)
+        segments.tell(draft, names)
     return artifacts.place(root, "index", artifacts.key("index", {"kind": kind}, inputs))
 
 
@@ -378,10 +379,10 @@ def test_the_index_is_held_against_the_exact_ranking_of_the_candidates(tmp_path:
     queries = random.normal(size=(70, 8)).astype(np.float32)
     candidates = random.permutation(3000)[:300]
     with artifacts.draft(tmp_path, "index", {}, {}) as draft:
-        draft.details["dim"] = 8
         for name, part in (("a", slice(0, 1000)), ("b", slice(1000, 3000))):
             segments.write(draft.folder / name, kept[part], pa.table({"item_id": ids[part]}))
-    shard = segments.Shard(next(tmp_path.glob("index-*")), ["a", "b"])
+        segments.tell(draft, ["a", "b"])
+    shard = Shard(segments.Plan.read(next(tmp_path.glob("index-*"))))
     exact, given = (np.argsort(-queries @ v[candidates].T)[:, :10] for v in (true, kept))
     expected = np.mean([len(set(e) & set(g)) / 10 for e, g in zip(exact.tolist(), given.tolist(), strict=True)])
     assert (expected == 1) == (noise == 0)

@@ -16,7 +16,7 @@ def test_platform_is_no_package() -> None:
 
 
 def test_one_vendor_one_file() -> None:
-    for vendor, home in {"faiss": "segments.py", "mlflow": "registry.py"}.items():
+    for vendor, home in {"faiss": "ann.py", "mlflow": "registry.py"}.items():
         users = {
             p.name for p in SOURCES if re.search(rf"^\s*(import|from) {vendor}\b", p.read_text(), re.MULTILINE)
         }

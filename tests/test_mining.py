@@ -83,7 +83,7 @@ def indexed(root: Path, model: Path, ids: list[str]) -> Path:
     with artifacts.draft(root, "index", {"ids": ids}, {}) as draft:
         segments.write(draft.folder / "one", exact[:cut], rows[:cut])
         segments.write(draft.folder / "two", exact[cut : len(ids)], rows[cut:])
-        draft.details |= {"dim": 16, "segments": [{"name": "one"}, {"name": "two"}]}
+        segments.tell(draft, ["one", "two"])
     return artifacts.place(root, "index", artifacts.key("index", {"ids": ids}, {}))
 
 

@@ -94,16 +94,43 @@ def draft(
                 settings=dict(settings), inputs=dict(inputs),
                 counts=work.counts, details=work.details, files=_checksums(work.folder),
             )  # fmt: skip
-            write_text(work.folder / MANIFEST, manifest.model_dump_json(indent=1))
-            _sync(work.folder)
-            if final.exists():
-                shutil.rmtree(final)
-            work.folder.replace(final)
-            _sync(root)
+            _publish(work.folder, final, manifest)
             done = True
     finally:
         if done or not resume:
             shutil.rmtree(work.folder, ignore_errors=True)
+
+
+@contextmanager
+def part(folder: Path, kind: str, inputs: Mapping[str, str]) -> Iterator[Draft]:
+    """Write an artifact inside another's draft: fill the draft's folder; on leaving, it is sealed as `folder`.
+
+    Its key is a hash over its content, so that the whole can name it. What stood there before, such as what a
+    worker left that died, is replaced.
+    """
+    work = Draft(folder.with_name(f".{folder.name}.{os.getpid()}"))
+    work.folder.mkdir(parents=True)
+    try:
+        yield work
+        files = _checksums(work.folder)
+        digest = key(kind, {"files": {name: file.sha256 for name, file in files.items()}} | work.details, inputs)
+        manifest = Manifest(
+            format=FORMAT, kind=kind, key=digest, askew=__version__, settings={}, inputs=dict(inputs),
+            counts=work.counts, details=work.details, files=files,
+        )  # fmt: skip
+        _publish(work.folder, folder, manifest)
+    finally:
+        shutil.rmtree(work.folder, ignore_errors=True)
+
+
+def _publish(draft: Path, final: Path, manifest: Manifest) -> None:
+    """Seal a folder and give it its name."""
+    write_text(draft / MANIFEST, manifest.model_dump_json(indent=1))
+    sync(draft)
+    if final.exists():
+        shutil.rmtree(final)
+    draft.replace(final)
+    sync(final.parent)
 
 
 @contextmanager
@@ -138,7 +165,14 @@ def read(folder: Path, kind: str, *, verify: bool = True) -> Manifest:
     if verify:
         for name, file in manifest.files.items():
             check(folder / name, file)
+            if name.endswith(f"/{MANIFEST}"):
+                _read_part((folder / name).parent)
     return manifest
+
+
+def _read_part(folder: Path) -> None:
+    kind = json.loads((folder / MANIFEST).read_bytes())["kind"]
+    read(folder, kind)
 
 
 def check(path: Path, file: File) -> None:
@@ -174,14 +208,19 @@ def written(path: Path) -> Iterator[TextIO]:
 
 
 def _checksums(folder: Path) -> dict[str, File]:
+    """Sync and hash all files; of a part, which has a manifest of its own, that alone."""
     files = {}
+    sealed = {path.parent for path in folder.rglob(MANIFEST)} - {folder}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        _sync(path)
+        if path.parent in sealed and path.name != MANIFEST:
+            continue
+        sync(path)
         files[path.relative_to(folder).as_posix()] = File(bytes=path.stat().st_size, sha256=sha256(path))
     return files
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the system write a file's content, or a folder's names, to the disk now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

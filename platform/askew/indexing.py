@@ -1,26 +1,35 @@
 """Index: a registered model embeds the catalogue, and its vectors become FAISS segments.
 
-The items are cut into segments by their order alone; Ray Data gives each segment to an actor that holds
-the model, reads the segment's rows as a stream, and writes its folder. No process holds more than a segment.
+The items are cut into segments by their order alone. Ray Data gives each to an actor that holds the model, reads
+the rows as a stream, and keeps their vectors; from a sample of these the index's centroids and codes are
+learned, once; each segment is filled, and its recall measured against exact search, by whoever is free. No
+process holds more than a segment, and a run that was killed goes on where it was.
 """
 
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import Field
 
-from askew import artifacts, datasets, segments, tables
-from askew.config import Settings
-from askew.errors import ArtifactError
+from askew import ann, artifacts, datasets, records, segments, tables, tuning
+from askew.ann import Design, Index, Vectors
+from askew.errors import ArtifactError, DataError
 from askew.models import Model
 from askew.registry import Registry
+from askew.tuning import IndexKindSettings
+
+QUARANTINE = "quarantine"
 
 
-class IndexSettings(Settings):
+class IndexSettings(IndexKindSettings):
     """Settings of the index stage (`jobs/index.yaml`)."""
 
     model: str
@@ -28,9 +37,19 @@ class IndexSettings(Settings):
     triplets: Path
     root: Path
     tracking_uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
-    num_segments: int = Field(default=4, ge=1)
+    num_segments: int = Field(default=4, ge=1)  # or more, so that none has more items than this:
+    items_a_segment: int = Field(default=50_000, ge=1)
     num_workers: int = Field(default=2, ge=1)
     batch_size: int = Field(default=256, ge=1)
+    device: str = "cpu"
+    num_queries: int = Field(default=500, ge=1)  # of the catalogue's own, by which recall is measured
+    max_quarantined_fraction: float = Field(default=0.05, ge=0, le=1)
+    seed: int = 0
+
+    def content(self) -> dict[str, Any]:
+        """What of the settings determines the index."""
+        apart = {"model", "version", "triplets", "root", "tracking_uri", "num_workers", "batch_size", "device"}
+        return self.model_dump(mode="json", exclude=apart | {"max_quarantined_fraction"})
 
 
 def index(settings: IndexSettings) -> dict[str, Any]:
@@ -41,56 +60,193 @@ def index(settings: IndexSettings) -> dict[str, Any]:
     version = registry.resolve(settings.model, settings.version)
     model = registry.download(version, settings.root)
     triplets = artifacts.read(settings.triplets, "triplets")
-    content = {"num_segments": settings.num_segments}
+    content = settings.content()
     inputs = {"model": artifacts.read(model, "model").key, "triplets": triplets.key}
     folder = artifacts.place(settings.root, "index", artifacts.key("index", content, inputs))
     try:
         manifest, skipped = artifacts.read(folder, "index"), True
     except ArtifactError:
         skipped = False
-        with artifacts.draft(settings.root, "index", content, inputs) as draft:
-            _build(settings, model, draft)
+        with artifacts.draft(settings.root, "index", content, inputs, resume=True) as draft:
+            Build(settings, model, triplets.key, draft).run()
         manifest = artifacts.read(folder, "index", verify=False)
-    registry.tag(version, {"askew.index": str(folder), "askew.index_key": manifest.key})
+    registry.tag(version, {
+        "askew.index": str(folder), "askew.index_key": manifest.key, "askew.release": manifest.details["release"],
+    })  # fmt: skip
     return {
         "artifact": str(folder), "key": manifest.key, "rows": manifest.counts["items"],
-        "segments": len(manifest.details["segments"]), "skipped": skipped,
+        "segments": len(manifest.details["segments"]), "release": manifest.details["release"],
+        "kind": manifest.details["design"]["kind"], "measured": manifest.details["measured"], "skipped": skipped,
     }  # fmt: skip
 
 
-def _build(settings: IndexSettings, model: Path, draft: artifacts.Draft) -> None:
-    total = len(tables.column(tables.parts(settings.triplets / "items"), "has_image"))
-    cuts = np.linspace(0, total, min(settings.num_segments, total) + 1).astype(int).tolist()
-    units = [
-        {"start": start, "stop": stop, "folder": str(draft.folder / f"segment-{number:05d}")}
-        for number, (start, stop) in enumerate(pairwise(cuts))
-    ]
-    arguments = (str(model), str(settings.triplets), settings.batch_size)
-    results = datasets.spread(units, Embedder, "indexed segments", arguments, settings.num_workers)
-    draft.counts["items"] = sum(r["items"] for r in results)
-    draft.details |= {
-        "dim": results[0]["dim"],
-        "metric": "inner product",
-        "segments": [
-            {"name": Path(u["folder"]).name, "items": r["items"]} for u, r in zip(units, results, strict=True)
-        ],
-    }
+class Build:
+    """The building of one index in its draft."""
+
+    def __init__(self, settings: IndexSettings, model: Path, catalogue: str, draft: artifacts.Draft) -> None:
+        self.settings, self.model, self.draft = settings, model, draft
+        self.work = draft.folder / artifacts.WORK
+        self.work.mkdir(exist_ok=True)
+        self.dim = Model.load(model).dim
+        self.release = segments.identity(artifacts.read(model, "model", verify=False), catalogue, self.dim)
+
+    def run(self) -> None:
+        """Embed, learn, fill, measure."""
+        units = self._units()
+        embedder = (str(self.model), str(self.settings.triplets), self.settings.batch_size, self.settings.device)
+        kept = self._spread(units, Embedder, "embedded segments", embedder)
+        self._refuse(sum(r["items"] for r in kept), sum(r["bad"] for r in kept))
+        units = [unit for unit, result in zip(units, kept, strict=True) if result["items"] > result["bad"]]
+        design = tuning.design(self.settings, sum(r["items"] - r["bad"] for r in kept), self.dim)
+        self._learn(design, [Path(unit["vectors"]) for unit in units])
+        queries = self._queries()
+        filler = (
+            str(self.draft.folder),
+            str(self.settings.triplets),
+            design.model_dump(),
+            self.release,
+            str(queries),
+        )
+        sizes = self._spread(units, Filler, "filled segments", filler)
+        segments.tell(self.draft, [Path(unit["folder"]).name for unit in units])
+        self._tune(design, [Path(unit["found"]) for unit in units], queries)
+        self.draft.counts["quarantined"] = sum(r["bad"] for r in kept)
+        item_bytes = sum(r["bytes"] for r in sizes) / self.draft.counts["items"]
+        self.draft.details["measured"]["item_bytes"] = round(item_bytes, 1)
+
+    def _units(self) -> list[datasets.Unit]:
+        total = sum(pq.read_metadata(path).num_rows for path in tables.parts(self.settings.triplets / "items"))
+        if not total:
+            raise DataError(f"items in {self.settings.triplets}", "none", "prepare a catalogue that has some")
+        count = min(max(self.settings.num_segments, -(-total // self.settings.items_a_segment)), total)
+        cuts = np.linspace(0, total, count + 1).astype(int).tolist()
+        return [
+            {
+                "start": start, "stop": stop, "folder": str(self.draft.folder / f"segment-{number:05d}"),
+                "vectors": str(self.work / f"{number:05d}.npy"), "found": str(self.work / f"{number:05d}.npz"),
+                "bad": str(self.draft.folder / QUARANTINE / f"part-{number:05d}.parquet"),
+            }
+            for number, (start, stop) in enumerate(pairwise(cuts))
+        ]  # fmt: skip
+
+    def _spread(
+        self, units: Sequence[datasets.Unit], work: type, doing: str, arguments: tuple[Any, ...]
+    ) -> list[Any]:
+        marks = self.work / work.__name__
+        marks.mkdir(exist_ok=True)
+        return datasets.spread(units, work, doing, arguments, self.settings.num_workers, marks)
+
+    def _refuse(self, total: int, bad: int) -> None:
+        do = "train the model again; its vectors of these items are no numbers"
+        if bad == total:
+            raise ArtifactError("a vector of one item at least", f"none of {total:,}", do)
+        if bad > self.settings.max_quarantined_fraction * total:
+            most = f"{100 * self.settings.max_quarantined_fraction:g} %"
+            raise ArtifactError(f"at most {most} of items without a vector", f"{bad:,} of {total:,}", do)
+
+    def _learn(self, design: Design, paths: Sequence[Path]) -> None:
+        """Train the index that all segments start from on vectors drawn from all of them."""
+        path = self.draft.folder / segments.EMPTY
+        if path.exists():
+            return
+        ann.threads(os.cpu_count() or 1)
+        draft = path.with_suffix(".draft")
+        Index.trained(design, _sample(paths, ann.sample_size(design), self.settings.seed)).write(draft)
+        artifacts.sync(draft)
+        draft.replace(path)
+
+    def _queries(self) -> Path:
+        """Encode the catalogue's own queries, by which recall is measured."""
+        path = self.work / "queries.npy"
+        if not path.exists():
+            texts = _queries(self.settings.triplets, self.settings.num_queries, self.settings.seed)
+            np.save(path, _encoded(Model.load(self.model), texts, self.settings.batch_size))
+        return path
+
+    def _tune(self, design: Design, found: Sequence[Path], queries: Path) -> None:
+        """Choose the cheapest effort that holds the recall over all segments, and note what was measured."""
+        best = tuning.cheapest(tuning.settings(design, found), self.settings.recall_target)
+        self.draft.details["effort"] = best.effort.model_dump()
+        self.draft.details["measured"] = {
+            "queries": len(np.load(queries, mmap_mode="r")), "recall_target": self.settings.recall_target,
+            **{f"recall@{k}": round(value, 5) for k, value in best.recall.items()},
+            "query_ms": round(1000 * best.seconds, 4),
+        }  # fmt: skip
+        print(f"askew: {design.factory} gives {best.recall[10]:.2%} of the exact ten best", flush=True)
+
+
+def _sample(paths: Sequence[Path], count: int, seed: int) -> Vectors:
+    """Draw finite vectors from all files, as many of each as it has its share."""
+    random, drawn = np.random.default_rng(seed), []
+    files = [np.load(path, mmap_mode="r") for path in paths]
+    total = sum(map(len, files))
+    for file in files:
+        wanted = min(len(file), -(-count * len(file) // total))
+        drawn.append(file[np.sort(random.choice(len(file), wanted, replace=False))])
+    vectors: Vectors = np.concatenate(drawn)
+    return vectors[np.isfinite(vectors).all(axis=1)]
+
+
+def _queries(triplets: Path, count: int, seed: int) -> list[str]:
+    """Draw the texts of queries: those of evaluation if there are enough, else those of training too."""
+    texts = pq.read_table(triplets / "queries", columns=["query"])["query"].unique()
+    if len(texts) < count:
+        for path in tables.parts(triplets / "pairs"):
+            more = pq.read_table(path, columns=["query"])["query"].unique()
+            texts = pc.unique(pa.concat_arrays([texts, more.cast(texts.type)]))
+    drawn = np.random.default_rng(seed).permutation(len(texts))[:count]
+    found: list[str] = texts.take(pa.array(np.sort(drawn))).to_pylist()
+    return found
+
+
+def _encoded(model: Model, texts: Sequence[str], size: int) -> Vectors:
+    return np.concatenate([model.queries(texts[i : i + size]) for i in range(0, len(texts), size)])
 
 
 class Embedder:
-    """An actor that holds the model and turns units (ranges of rows) into segment folders."""
+    """An actor that holds the model and turns units (ranges of rows) into files of vectors."""
 
-    def __init__(self, model: str, triplets: str, batch_size: int) -> None:
-        self._model, self._batch_size = Model.load(Path(model)), batch_size
+    def __init__(self, model: str, triplets: str, batch_size: int, device: str = "cpu") -> None:
+        self._model, self._batch_size = Model.load(Path(model), device), batch_size
         self._paths = tables.parts(Path(triplets) / "items")
 
     def __call__(self, unit: datasets.Unit) -> datasets.Unit:
-        """Embed the items from row `start` to row `stop` and write their segment."""
-        columns, vectors, kept = [*segments.COLUMNS, "text", "pixels"], [], []
+        """Embed the items from row `start` to row `stop`; of one whose vector is no number there is a record."""
+        columns, vectors, bad = ["item_id", "has_image", tables.TEXT, "pixels"], [], []
         for batch in tables.rows(self._paths, columns, self._batch_size, unit["start"], unit["stop"]):
             has_image = batch["has_image"].to_numpy(zero_copy_only=False)
             photos = tables.pixels(batch["pixels"], self._model.image_size)
-            vectors.append(self._model.items(batch["text"].to_pylist(), photos, has_image)["index"])
-            kept.append(batch.select(list(segments.COLUMNS)))
-        segments.write(Path(unit["folder"]), np.concatenate(vectors), pa.Table.from_batches(kept))
-        return {"items": unit["stop"] - unit["start"], "dim": self._model.dim}
+            vectors.append(self._model.items(batch[tables.TEXT].to_pylist(), photos, has_image)["index"])
+            bad += batch["item_id"].filter(pa.array(~_finite(vectors[-1]))).to_pylist()
+        np.save(Path(unit["vectors"]), np.concatenate(vectors))
+        if bad:
+            message = "its vector is not finite"
+            told = [records.bad("item", item_id, "", "not_finite", message) for item_id in bad]
+            tables.write(Path(unit["bad"]), records.table(told))
+        return {"items": unit["stop"] - unit["start"], "bad": len(bad)}
+
+
+class Filler:
+    """An actor that turns files of vectors into segments, and searches them by every effort."""
+
+    def __init__(self, folder: str, triplets: str, design: dict[str, Any], release: str, queries: str) -> None:
+        ann.threads(1)
+        self._design, self._release, self._queries = Design.model_validate(design), release, np.load(queries)
+        self._empty = Index.read(Path(folder) / segments.EMPTY, self._design)
+        self._paths = tables.parts(Path(triplets) / "items")
+
+    def __call__(self, unit: datasets.Unit) -> datasets.Unit:
+        """Write the segment of the items from row `start` to row `stop` that have a vector, and measure it."""
+        vectors = np.load(unit["vectors"])
+        keep = _finite(vectors)
+        rows = tables.rows(self._paths, list(segments.COLUMNS), 4096, unit["start"], unit["stop"])
+        items = pa.Table.from_batches(list(rows)).filter(pa.array(keep))
+        folder = Path(unit["folder"])
+        size = segments.write(folder, vectors[keep], items, self._empty, self._release)
+        index = Index.read(folder / segments.VECTORS, self._design)
+        tuning.save(Path(unit["found"]), tuning.measure(index, vectors[keep], self._queries))
+        return {"bytes": size}
+
+
+def _finite(vectors: Vectors) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(vectors).all(axis=1), dtype=np.bool_)

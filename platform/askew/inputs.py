@@ -26,6 +26,7 @@ from askew.errors import ArtifactError, ConfigError, DataError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
 MAX_PIXELS = 50_000_000
+TRANSFORM = 1  # counted up whenever a photo would come out of `pixels` otherwise
 SPARE = 1.3  # at less, what is left for the antialiased resize is too little to come out like the full decode
 WHITE = 255
 PAD, UNKNOWN = "[PAD]", "[UNK]"

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
-from askew import artifacts, inputs, metrics, modality, tables, trec
+from askew import inputs, metrics, modality, tables, trec
 from askew.bm25 import BM25
 from askew.candidates import Candidates
 from askew.config import Settings
@@ -24,7 +24,8 @@ from askew.metrics import Qrels, Run
 from askew.modality import Photos, Shares, Vectors
 from askew.models import Model
 from askew.rankings import Ranking, Top, fused_by_rank
-from askew.segments import Shard
+from askew.segments import Plan
+from askew.shards import Shard
 
 MAIN = "nDCG@10"
 MODELS_OWN = {False: "fused", True: "adaptive"}  # what the index holds, without and with a header
@@ -146,8 +147,7 @@ class Group:
 
     def _index(self, folder: Path, exact: Top, qrels: Qrels) -> dict[str, Any]:
         """What the index loses of the exact ranking, candidates alone being counted."""
-        names = [one["name"] for one in artifacts.read(folder, "index", verify=False).details["segments"]]
-        shard = Shard(folder, names, verify=False)  # the stage has checked every file
+        shard = Shard(Plan.read(folder), verify=False)  # the stage has checked every file
         found = indexed(shard, self.asked["index"], self.candidates.item_ids, self.settings.k)
         recalls = {f"recall@{n}": recall(exact.rows[:, :n], found.rows[:, :n]) for n in (10, 100)}
         print(f"askew: the index gives {recalls['recall@10']:.2%} of the exact ten best", flush=True)
@@ -181,7 +181,7 @@ def indexed(shard: Shard, queries: Vectors, item_ids: Sequence[str], k: int) -> 
     The index may hold other items too: they are passed over, as deep as four times where they would hide the k
     best if spread evenly.
     """
-    place = pc.index_in(pa.array(shard.item_ids), value_set=pa.array(item_ids, pa.string()))
+    place = pc.index_in(shard.item_ids, value_set=pa.array(item_ids, pa.string()))
     row_of = pc.fill_null(place, -1).to_numpy().astype(np.int64)
     depth = max(DEPTH, 4 * k * shard.size // len(item_ids))
     parts = []

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from askew import artifacts, register, tables
@@ -18,7 +19,8 @@ from askew.models import Model
 from askew.negatives import NONE, Kind, Mined, NegativeSettings, Pairs
 from askew.pairing import Catalogue
 from askew.registry import Registry
-from askew.segments import Shard
+from askew.segments import Plan
+from askew.shards import Shard
 
 QUERIES_AT_ONCE = 256
 
@@ -87,7 +89,7 @@ class Miner:
         found, scores = [np.empty((0, self.settings.range_max), dtype=np.int64)], []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             hits = shard.search(model.queries(queries[start : start + QUERIES_AT_ONCE]), self.settings.range_max)
-            ids = [shard.item_ids[row] if row >= 0 else "" for row in hits.rows.ravel()]
+            ids = shard.item_ids.take(pa.array(hits.rows.ravel())).combine_chunks()
             numbers = items.register.find(register.hashes(ids)).reshape(hits.rows.shape)
             rest = ((0, 0), (0, self.settings.range_max - hits.scores.shape[1]))  # a small index gives fewer
             found.append(np.pad(np.where(items.is_trained(numbers), numbers, NONE), rest, constant_values=NONE))
@@ -116,5 +118,4 @@ def _model(folder: Path) -> Model:
 
 @functools.lru_cache(maxsize=1)
 def _shard(folder: Path) -> Shard:
-    names = [segment["name"] for segment in artifacts.read(folder, "index", verify=False).details["segments"]]
-    return Shard(folder, names)
+    return Shard(Plan.read(folder))

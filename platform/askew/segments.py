@@ -1,34 +1,77 @@
-"""Segments: the vectors and display fields of an index in immutable folders, and the search over some of them.
+"""Segments: the vectors and display fields of an index in immutable folders.
 
-A segment folder holds `vectors.faiss` (inner product, exact) and `items.arrow` (Arrow IPC, memory-mapped) in
-the same row order; both open without askew. There are more segments than shards, so that the number of
-serving shards changes without a rebuild. Knows nothing of models or clusters.
-Shapes: B queries, N items, D dimensions, K hits.
+A segment folder holds `vectors.faiss` (inner product) and `items.arrow` (Arrow IPC, memory-mapped) in the same row
+order, and a manifest with checksums and the release that the vectors are of. Both files open without askew. There
+are more segments than shards, so that the number of serving shards changes without a rebuild. Knows nothing of
+models, clusters or searching.
+Shapes: N items, D dimensions.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from askew import artifacts
+from askew import artifacts, inputs
+from askew.ann import Design, Effort, Index, Vectors
 from askew.errors import ArtifactError
+from askew.register import hashes
 
-VECTORS, ITEMS = "vectors.faiss", "items.arrow"
+VECTORS, ITEMS, EMPTY = "vectors.faiss", "items.arrow", "empty.faiss"
 COLUMNS = ("item_id", "split", "title", "fields", "image", "has_image")
-BLAS_FROM_BATCH = 8  # FAISS 1.15 scans row by row below a threshold that counts queries × dimensions
-Vectors = NDArray[np.float32]
+IDENTIFYING = ("towers.json", "tokenizer.json", "weights.safetensors")  # files of a model
+BUCKETS = 16
+AGAIN = "build the index again"
 
 
-def write(folder: Path, vectors: Vectors, items: pa.Table) -> None:
-    """Write (N, D) vectors and their N items as a segment folder (of an artifact's draft).
+@dataclass(frozen=True)
+class Segment:
+    """A segment whose files are as its manifest states them."""
 
-    Raises ArtifactError when a vector is not finite, or when rows do not match.
+    folder: Path
+    design: Design
+    release: str
+    size: int
+    key: str
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True) -> "Segment":
+        """Read a segment's manifest, and check its files against it.
+
+        Raises ArtifactError naming the file when one is missing or altered.
+        """
+        manifest = artifacts.read(folder, "segment", verify=verify)
+        design = read_design(manifest.details, folder)
+        return cls(folder, design, manifest.inputs["release"], manifest.counts["items"], manifest.key)
+
+    def index(self) -> Index:
+        """Read the vectors. Raises ArtifactError when they are not those of this segment's items."""
+        index = Index.read(self.folder / VECTORS, self.design)
+        if index.size != self.size:
+            raise ArtifactError(f"{self.size} vectors in {self.folder / VECTORS}", str(index.size), AGAIN)
+        return index
+
+    def items(self) -> pa.Table:
+        """Map the items. Raises ArtifactError when they are not those of this segment's vectors."""
+        table = mapped(self.folder / ITEMS)
+        if table.num_rows != self.size:
+            raise ArtifactError(f"{self.size} items in {self.folder / ITEMS}", str(table.num_rows), AGAIN)
+        return table
+
+
+def write(folder: Path, vectors: Vectors, items: pa.Table, empty: Index | None = None, release: str = "") -> int:
+    """Write (N, D) vectors and their N items as a segment; returns the vectors' bytes on disk.
+
+    `empty` is the trained index that all segments of an index start from; without one they are searched exactly.
+    Raises ArtifactError when a vector is not finite, when rows do not match, or when an item stands there twice.
     """
     if len(vectors) != items.num_rows or not len(vectors):
         raise ArtifactError(
@@ -39,77 +82,121 @@ def write(folder: Path, vectors: Vectors, items: pa.Table) -> None:
         raise ArtifactError(
             "finite vectors", f"{len(bad)} that are not, of items {bad[:5]}", "train the model again"
         )
-    folder.mkdir(parents=True, exist_ok=True)  # a worker that died may have left a part of it
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-    faiss.write_index(index, str(folder / VECTORS))
-    with pa.OSFile(str(folder / ITEMS), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
-        writer.write_table(items.combine_chunks())
+    refuse_doubles(items["item_id"], str(folder))
+    index = exact(vectors.shape[1]) if empty is None else empty.copy()
+    index.add(vectors)
+    with artifacts.part(folder, "segment", {"release": release}) as draft:
+        index.write(draft.folder / VECTORS)
+        with pa.OSFile(str(draft.folder / ITEMS), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
+            writer.write_table(items.combine_chunks())
+        draft.counts["items"] = len(vectors)
+        draft.details["design"] = index.design.model_dump()
+    return (folder / VECTORS).stat().st_size
+
+
+def exact(dim: int) -> Index:
+    """Make an empty index that is searched exactly."""
+    return Index.trained(Design(kind="flat", dim=dim), np.empty((0, dim), dtype=np.float32))
+
+
+def refuse_doubles(ids: pa.ChunkedArray, where: str) -> None:
+    """Raise ArtifactError when an item stands more than once."""
+    counted = ids.combine_chunks().value_counts() if isinstance(ids, pa.ChunkedArray) else ids.value_counts()
+    if len(counted) < len(ids):
+        twice = [row["values"] for row in counted.filter(pc.greater(counted.field("counts"), 1)).to_pylist()]
+        raise ArtifactError(f"each item once in {where}", f"{twice[:5]} more than once", AGAIN)
+
+
+# --- an index, of many segments ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Found:
-    """The best rows of a shard for B queries: scores (B, K) descending and rows (B, K), ties by item id."""
+class Plan:
+    """What an index's manifest says of it: its design, how hard it is searched, its release and its segments."""
 
-    scores: Vectors
-    rows: NDArray[np.int64]
+    folder: Path
+    key: str
+    design: Design
+    effort: Effort
+    release: str
+    segments: Mapping[str, str]  # name: key, in order
+    details: Mapping[str, Any]
+    places: Mapping[str, Path] = field(default_factory=dict)  # of segments that lie elsewhere than in `folder`
+    dead: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # rows of segments that are deleted
+    buckets: Mapping[str, int] = field(default_factory=dict)  # of segments of changes
 
-
-class Shard:
-    """Some segments of one index, searched as one."""
-
-    def __init__(self, folder: Path, names: Sequence[str], *, verify: bool = True) -> None:
-        """Open segments of the index in `folder`; every file is checked against the manifest first."""
+    @classmethod
+    def read(cls, folder: Path, release: str | None = None) -> "Plan":
+        """Read an index's manifest. Raises ArtifactError when it is of another release than the one given."""
         manifest = artifacts.read(folder, "index", verify=False)
-        self.dim = int(manifest.details["dim"])
-        if verify:
-            for name, file in manifest.files.items():
-                if name.split("/")[0] in names:
-                    artifacts.check(folder / name, file)
-        self._indexes = [_open(folder / name / VECTORS, self.dim) for name in names]
-        self._tables = [_map(folder / name / ITEMS) for name in names]
-        sizes = [table.num_rows for table in self._tables]
-        if sizes != [index.ntotal for index in self._indexes]:
-            raise ArtifactError(f"as many vectors as items in {folder}", "other numbers", "build the index again")
-        self._starts = np.cumsum([0, *sizes])
-        self._items = pa.concat_tables(self._tables)
-        self.item_ids = np.asarray(self._items["item_id"].to_pylist(), dtype=np.str_)
-        faiss.cvar.distance_compute_blas_threshold = BLAS_FROM_BATCH * self.dim
+        details = manifest.details
+        try:
+            effort, found = Effort.model_validate(details["effort"]), str(details["release"])
+            names = {one["name"]: one["key"] for one in details["segments"]}
+        except (KeyError, TypeError, ValidationError) as error:
+            raise ArtifactError(f"what an index tells in {folder}", f"no {error}", AGAIN) from None
+        if release is not None and found != release:
+            raise ArtifactError(f"an index of release {release[:12]} in {folder}", f"one of {found[:12]}", AGAIN)
+        if len(names) < len(details["segments"]):
+            raise ArtifactError(f"each segment once in {folder}", "a name that stands there twice", AGAIN)
+        return cls(folder, manifest.key, read_design(details, folder), effort, found, names, details)
 
-    @property
-    def size(self) -> int:
-        """Number of items."""
-        return int(self._starts[-1])
+    def open(self, name: str, *, verify: bool = True) -> Segment:
+        """Open one segment, which must be the one that the index was built with."""
+        if name not in self.segments:
+            raise ArtifactError(f"a segment {name} of {self.folder}", "none of this name", "see its manifest")
+        segment = Segment.open(self.places.get(name, self.folder) / name, verify=verify)
+        if segment.key != (key := self.segments[name]):
+            raise ArtifactError(f"segment {key[:12]} in {segment.folder}", segment.key[:12], AGAIN)
+        if segment.design != self.design or segment.release != self.release:
+            raise ArtifactError(
+                f"a segment of release {self.release[:12]}, {self.design.factory} in {segment.folder}",
+                f"{segment.release[:12]}, {segment.design.factory}", AGAIN,
+            )  # fmt: skip
+        return segment
 
-    def search(self, queries: Vectors, k: int) -> Found:
-        """Find the K = min(k, size) items of greatest inner product for (B, D) queries; equal scores by item id.
+    def share(self, number: int, num_shards: int) -> list[str]:
+        """Name the segments that shard number `number` of `num_shards` serves, more or less as many as the others.
 
-        Raises ValueError for queries that are not finite or not of this index's width.
+        Those of changes go by the hash of their items' ids (`bucket`), so that an item that was changed is always
+        of one shard, whether the change is in a segment yet or not.
         """
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.dim or not np.isfinite(queries).all():
-            raise ValueError(f"queries must be finite and of shape (B, {self.dim}), not {queries.shape}")
-        k = min(k, self.size)
-        parts = [_top(index, queries, k) for index in self._indexes]
-        scores = np.concatenate([scores for scores, _ in parts], axis=1)
-        rows = np.concatenate([rows + at for (_, rows), at in zip(parts, self._starts, strict=False)], axis=1)
-        order = np.lexsort((self.item_ids[rows], -scores), axis=1)[:, :k]
-        return Found(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1))
+        first = assigned([name for name in self.segments if name not in self.buckets], number, num_shards)
+        return first + [name for name, bucket in self.buckets.items() if bucket % num_shards == number]
 
-    def hits(self, found: Found) -> list[list[dict[str, Any]]]:
-        """Fetch item_id, score, title and display fields of found rows, a list for each query."""
-        wanted = self._items.select(["item_id", "title", "fields"])
-        answers = []
-        for scores, rows in zip(found.scores, found.rows, strict=True):
-            records = wanted.take(pa.array(rows)).to_pylist()
-            answers.append([{**r, "score": float(s)} for r, s in zip(records, scores, strict=True)])
-        return answers
+    def empty(self) -> Index:
+        """Read the trained index that this one's segments start from."""
+        if self.design.exact:
+            return exact(self.design.dim)
+        return Index.read(self.folder / EMPTY, self.design)
 
 
-def merge(answers: Sequence[Sequence[dict[str, Any]]], k: int) -> list[dict[str, Any]]:
-    """Merge shards' hits for one query to the k best, equal scores by item id."""
-    every = [hit for answer in answers for hit in answer]
-    return sorted(every, key=lambda hit: (-hit["score"], hit["item_id"]))[:k]
+def tell(draft: artifacts.Draft, names: Sequence[str], effort: Effort | None = None) -> None:
+    """Note in an index's draft the segments that were written into it, in order, and how they are searched."""
+    kept = [artifacts.read(draft.folder / name, "segment", verify=False) for name in names]
+    draft.counts["items"] = sum(manifest.counts["items"] for manifest in kept)
+    draft.details |= {
+        "design": kept[0].details["design"],
+        "effort": (effort or Effort()).model_dump(),
+        "release": kept[0].inputs["release"],
+        "segments": [
+            {"name": name, "items": manifest.counts["items"], "key": manifest.key}
+            for name, manifest in zip(names, kept, strict=True)
+        ],
+    }
+
+
+def identity(model: artifacts.Manifest, catalogue: str, dim: int) -> str:
+    """Hash what makes vectors what they are: the release identity, in hex.
+
+    The content of weights, tokenizer and towers (with fusion and sizes), how photos are decoded, the vectors'
+    type and width, and the catalogue's key.
+    """
+    made_of = {
+        "model": {name: model.files[name].sha256 for name in IDENTIFYING},
+        "photos": inputs.TRANSFORM, "dtype": "float32", "dim": dim, "catalogue": catalogue,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def assigned(names: Sequence[str], shard: int, num_shards: int) -> list[str]:
@@ -117,30 +204,22 @@ def assigned(names: Sequence[str], shard: int, num_shards: int) -> list[str]:
     return list(names[shard::num_shards])
 
 
-def _top(index: Any, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
-    """Search one segment, and wider until no score equal to the k-th is left out."""
-    k, depth = min(k, index.ntotal), min(k + 1, index.ntotal)
-    while True:
-        scores, rows = index.search(queries, depth)
-        if depth == index.ntotal or (scores[:, depth - 1] < scores[:, k - 1]).all():
-            return scores, rows
-        depth = min(2 * depth, index.ntotal)
+def bucket(item_ids: pa.Array | Sequence[str]) -> NDArray[np.int64]:
+    """Tell by their ids in which of BUCKETS the items of changes go."""
+    return (hashes(item_ids) % BUCKETS).astype(np.int64)
 
 
-def _open(path: Path, dim: int) -> Any:
+def read_design(details: Mapping[str, Any], folder: Path) -> Design:
+    """Read a design from a manifest's details."""
     try:
-        index = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise ArtifactError(f"a FAISS index in {path}", str(error)[:200], "build the index again") from error
-    if index.d != dim or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise ArtifactError(
-            f"inner product over {dim} dimensions in {path}", f"{index.d}", "build the index again"
-        )
-    return index
+        return Design.model_validate(details.get("design"))
+    except ValidationError as error:
+        raise ArtifactError(f"an index's design in {folder}", f"{error.error_count()} errors", AGAIN) from None
 
 
-def _map(path: Path) -> pa.Table:
+def mapped(path: Path) -> pa.Table:
+    """Map an Arrow file. Raises ArtifactError when it is none."""
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"an Arrow file in {path}", str(error), "build the index again") from error
+        raise ArtifactError(f"an Arrow file in {path}", str(error), AGAIN) from error

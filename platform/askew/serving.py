@@ -24,6 +24,8 @@ from askew.config import Settings
 from askew.errors import ArtifactError, ConfigError
 from askew.models import Model
 from askew.registry import CHAMPION, Registry, Version
+from askew.segments import Plan
+from askew.shards import Shard, merge
 
 
 class Scaling(Settings):
@@ -134,7 +136,7 @@ class ShardServer:
     """Vectors to the best items of some segments."""
 
     def __init__(self, index: str, names: list[str]) -> None:
-        self._shard = segments.Shard(Path(index), names)
+        self._shard = Shard(Plan.read(Path(index)), names)
 
     async def search(self, vectors: NDArray[np.float32], k: int) -> list[list[dict[str, Any]]]:
         """Find the k best hits for each of B vectors."""
@@ -177,7 +179,7 @@ class Ingress:
         answers = [answer for answer in found if answer is not None]
         if not answers:
             raise endpoint.UnavailableError("no shard answered")
-        return [segments.merge(of_query, k) for of_query in zip(*answers, strict=True)], len(answers)
+        return [merge(of_query, k) for of_query in zip(*answers, strict=True)], len(answers)
 
     @staticmethod
     async def _ask(

@@ -1,0 +1,247 @@
+"""Shards: some segments of an index searched as one, with changes on top.
+
+A pure class without a cluster: a batch of query vectors in, the best items out, of all its segments, of those
+items alone that pass a filter and were not deleted since. Items that were added since lie in memory and are
+searched exactly. Knows nothing of models, or of where changes come from.
+Shapes: B queries, N items, D dimensions, K hits.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from askew import filters, segments
+from askew.ann import Effort, Index, Mask, Rows, Vectors
+from askew.filters import Filter
+from askew.register import hashes
+from askew.segments import Plan
+
+SHOWN = ["item_id", "title", "fields"]
+EXACT_BELOW = 20_000  # so few vectors are scored one by one sooner than an index is searched for them
+EXACT_AT_ONCE = 50_000  # vectors that are unpacked at a time
+KEPT_MASKS = 32
+NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best rows of a shard for B queries: scores (B, K) descending and rows (B, K), ties by item id."""
+
+    scores: Vectors
+    rows: Rows
+
+
+class Part:
+    """An index and its items in one order, of which some may have been deleted."""
+
+    def __init__(self, index: Index, items: pa.Table, start: int = 0) -> None:
+        self.index, self.items, self.start = index, items, start
+        self._alive: Mask | None = None
+        self._passing = functools.lru_cache(KEPT_MASKS)(lambda where: filters.mask(json.loads(where), self.items))
+
+    @property
+    def num_alive(self) -> int:
+        """How many items are not deleted."""
+        return self.items.num_rows if self._alive is None else int(self._alive.sum())
+
+    @property
+    def dead(self) -> Rows:
+        """The rows that are deleted."""
+        return NO_ROWS if self._alive is None else np.flatnonzero(~self._alive)
+
+    def delete(self, rows: Rows) -> None:
+        """Let rows not be found any more."""
+        if len(rows):
+            self._alive = np.ones(self.items.num_rows, dtype=np.bool_) if self._alive is None else self._alive
+            self._alive[rows] = False
+
+    def mask(self, where: str) -> Mask | None:
+        """Tell which items a search may find, by a filter in canonical form, "" being none; None: all of them."""
+        if not where:
+            return self._alive
+        passing: Mask = self._passing(where)
+        return passing if self._alive is None else passing & self._alive
+
+    def rows_of(self, item_ids: Sequence[str]) -> Rows:
+        """Find the rows at which items stand, of those that do."""
+        order, known = self._places
+        wanted = hashes(item_ids)
+        first, last = (np.searchsorted(known, wanted, side=side) for side in ("left", "right"))
+        rows = [order[a:b] for a, b in zip(first, last, strict=True)]
+        found = np.concatenate([NO_ROWS, *rows])
+        names = self.items["item_id"].take(pa.array(found))
+        there: Mask = pc.is_in(names, value_set=pa.array(item_ids, pa.string())).to_numpy().astype(np.bool_)
+        return found[there]
+
+    @functools.cached_property
+    def _places(self) -> tuple[Rows, NDArray[np.uint64]]:
+        known = np.concatenate([hashes(chunk) for chunk in self.items["item_id"].chunks])
+        order = np.argsort(known, kind="stable")
+        return order, known[order]
+
+    def search(self, queries: Vectors, k: int, where: str, effort: Effort) -> Found:
+        """Find the best items for B queries, all of equal score to the last among them if the index is exact."""
+        mask = self.mask(where)
+        there = self.items.num_rows if mask is None else int(np.count_nonzero(mask))
+        k = min(k, there)
+        if not k:
+            return Found(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
+        design = self.index.design
+        if mask is not None and there <= EXACT_BELOW:
+            found = self._among(queries, k, np.flatnonzero(mask))
+        elif design.exact:
+            found = Found(*self.index.search(queries, k, effort, mask))
+        else:
+            wider = effort if mask is None else effort.wider(self.items.num_rows / there, design)
+            found = Found(*self.index.search(queries, k, wider, mask))
+            short = (found.rows < 0).any(axis=1)
+            if short.any():
+                every = np.arange(self.items.num_rows) if mask is None else np.flatnonzero(mask)
+                rest = self._among(queries[short], k, every)
+                found.scores[short], found.rows[short] = rest.scores[:, :k], rest.rows[:, :k]
+        return Found(found.scores, found.rows + self.start)
+
+    def _among(self, queries: Vectors, k: int, rows: Rows) -> Found:
+        """Find the best among some rows by scoring them all."""
+        starts = range(0, len(rows), EXACT_AT_ONCE)
+        found = [self.index.among(queries, k, rows[at : at + EXACT_AT_ONCE]) for at in starts]
+        scores, places = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        order = np.lexsort((places, -scores), axis=1)
+        return Found(np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1))
+
+
+class Shard:
+    """Some segments of one index, searched as one."""
+
+    def __init__(self, plan: Plan, names: Sequence[str] | None = None, *, verify: bool = True) -> None:
+        """Open segments of an index, all of them by default; every file is checked first.
+
+        Raises ArtifactError when a file is missing, altered, or of another index, design or release.
+        """
+        self.plan = plan
+        self._parts: list[Part] = []
+        for name in plan.segments if names is None else names:
+            segment = plan.open(name, verify=verify)
+            self._append(segment.index(), segment.items(), plan.dead.get(name, NO_ROWS))
+        self._added: Part | None = None
+        if self._parts:
+            segments.refuse_doubles(self._alive_ids(), str(plan.folder))
+
+    def _append(self, index: Index, items: pa.Table, dead: Rows) -> None:
+        """Take a segment over: joined to those before it, or, of graphs, beside them."""
+        if self._parts and index.design.kind != "hnsw":
+            last = self._parts[-1]
+            dead = np.concatenate([last.dead, dead + last.items.num_rows])
+            last.index.join(index)
+            self._parts[-1] = Part(last.index, pa.concat_tables([last.items, items]))
+        else:
+            start = self._parts[-1].start + self._parts[-1].items.num_rows if self._parts else 0
+            self._parts.append(Part(index, items, start))
+        self._parts[-1].delete(dead)
+
+    def _alive_ids(self) -> pa.ChunkedArray:
+        columns = []
+        for part in self._parts:
+            alive, ids = part.mask(""), part.items["item_id"]
+            columns += (ids if alive is None else ids.filter(pa.array(alive))).chunks
+        return pa.chunked_array(columns, pa.string())
+
+    @property
+    def dim(self) -> int:
+        """The vectors' width."""
+        return self.plan.design.dim
+
+    @property
+    def size(self) -> int:
+        """Number of items that can be found."""
+        return sum(part.num_alive for part in self._every)
+
+    @property
+    def item_ids(self) -> pa.ChunkedArray:
+        """The ids of all rows, deleted ones too."""
+        chunks = [chunk for part in self._every for chunk in part.items["item_id"].chunks]
+        return pa.chunked_array(chunks, pa.string())
+
+    @property
+    def _every(self) -> list[Part]:
+        return self._parts if self._added is None else [*self._parts, self._added]
+
+    # --- changes ---------------------------------------------------------------------------------
+
+    def delete(self, item_ids: Sequence[str]) -> None:
+        """Let items not be found any more; an id that is not here is passed over."""
+        for part in self._every:
+            part.delete(part.rows_of(item_ids))
+
+    def upsert(self, vectors: Vectors, items: pa.Table) -> None:
+        """Add N items with their vectors (N, D), in the place of those of the same ids; all in memory."""
+        self.delete(items["item_id"].to_pylist())
+        if not items.num_rows:
+            return
+        start = sum(part.items.num_rows for part in self._parts)
+        before = self._added or Part(segments.exact(self.dim), items.slice(0, 0), start)
+        before.index.add(vectors)
+        self._added = Part(before.index, pa.concat_tables([before.items, items]).combine_chunks(), start)
+        self._added.delete(before.dead)
+
+    # --- searching -------------------------------------------------------------------------------
+
+    def search(self, queries: Vectors, k: int, where: Filter | None = None, effort: Effort | None = None) -> Found:
+        """Find for (B, D) queries the K items of greatest inner product that pass a filter; equal scores by id.
+
+        K is min(k, how many pass): whatever the effort, k come back where k exist. Raises ValueError for queries
+        that are not finite or not of this index's width, DataError for a filter that does not fit the fields.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.dim or not np.isfinite(queries).all():
+            raise ValueError(f"queries must be finite and of shape (B, {self.dim}), not {queries.shape}")
+        conditions = "" if where is None else filters.canonical(where)
+        if where is not None and self._parts:
+            filters.check(where, self._parts[0].items.schema)
+        effort = effort or self.plan.effort
+        found = [part.search(queries, k, conditions, effort) for part in self._every]
+        scores = np.concatenate([one.scores for one in found] or [np.empty((len(queries), 0), np.float32)], axis=1)
+        rows = np.concatenate([one.rows for one in found] or [np.empty((len(queries), 0), np.int64)], axis=1)
+        return self._first(scores, rows, k)
+
+    def _first(self, scores: Vectors, rows: Rows, k: int) -> Found:
+        order = np.argsort(-scores, axis=1, kind="stable")
+        sorted_ = np.take_along_axis(scores, order, 1)
+        if (sorted_[:, 1:] == sorted_[:, :-1]).any():
+            distinct, place = np.unique(rows, return_inverse=True)
+            ids = pc.rank(self._taken(["item_id"], distinct)["item_id"]).to_numpy()
+            order = np.lexsort((ids[place.reshape(rows.shape)], -scores), axis=1)
+        order = order[:, :k]
+        return Found(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1))
+
+    # --- showing ---------------------------------------------------------------------------------
+
+    def hits(self, found: Found) -> list[list[dict[str, Any]]]:
+        """Fetch item_id, score, title and display fields of found rows, a list for each query."""
+        num, k = found.rows.shape
+        records = self._taken(SHOWN, found.rows.ravel()).to_pylist()
+        scores = found.scores.ravel().tolist()
+        every = [{**record, "score": score} for record, score in zip(records, scores, strict=True)]
+        return [every[at * k : (at + 1) * k] for at in range(num)]
+
+    def _taken(self, columns: list[str], rows: Rows) -> pa.Table:
+        every = pa.concat_tables([part.items.select(columns) for part in self._every])
+        return every.take(pa.array(rows))
+
+
+def merge(answers: Sequence[Sequence[dict[str, Any]]], k: int) -> list[dict[str, Any]]:
+    """Merge shards' hits for one query to the k best, equal scores by item id; of an item twice, the better."""
+    every = sorted((hit for answer in answers for hit in answer), key=lambda hit: (-hit["score"], hit["item_id"]))
+    kept: dict[str, dict[str, Any]] = {}
+    for hit in every:
+        kept.setdefault(hit["item_id"], hit)
+        if len(kept) == k:
+            break
+    return list(kept.values()) if k else []

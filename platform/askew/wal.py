@@ -1,0 +1,198 @@
+"""A write-ahead log: changes in the order in which they were acknowledged, on disk before anyone is told so.
+
+Files of frames, each with its length, its number and a checksum. One process writes, under a lock; any number read
+along. A frame that a crash cut short was never acknowledged, and is cut off. Knows nothing of what changes mean.
+"""
+
+import fcntl
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from askew import artifacts
+from askew.errors import ArtifactError
+
+HEAD = struct.Struct("<4sIQI")  # mark, length of the content, number, checksum of length, number and content
+MARK = b"askL"
+MAX_CONTENT = 256 << 20
+SUFFIX = ".wal"
+
+
+class Entry(NamedTuple):
+    """An acknowledged change: its number, from 1 on without a gap, and its content."""
+
+    number: int
+    content: bytes
+
+
+class Log:
+    """The writing end."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or start the log in `folder`, and cut off what a crash left half written.
+
+        Raises ArtifactError when another process writes it, or when it is damaged before its end.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._lock = folder, (folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise ArtifactError(
+                f"{folder} for this process alone", "another that writes it", "let that one write"
+            ) from error
+        try:
+            self._open(self._recovered())
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _recovered(self) -> Path:
+        """Find the last change, and the file that the next goes to."""
+        folder, paths = self._folder, _files(self._folder)
+        self.last = _first(paths[0]) - 1 if paths else 0
+        for path in paths:
+            end = 0
+            for entry, after in _frames(path, 0):
+                self.last, end = _following(entry, self.last, folder), after
+            if path.stat().st_size > end:
+                _refuse_damage(path, end, last=path == paths[-1])
+                os.truncate(path, end)
+                artifacts.sync(path)
+        return paths[-1] if paths else self._name(self.last + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _name(self, number: int) -> Path:
+        return self._folder / f"{number:020d}{SUFFIX}"
+
+    def _open(self, path: Path) -> None:
+        self._stream = path.open("ab", buffering=0)
+        artifacts.sync(self._folder)
+
+    def append(self, content: bytes) -> int:
+        """Write a change and wait until the disk has it; returns its number.
+
+        Raises ArtifactError when it is too large, OSError when the disk refuses it; nothing of it stays then.
+        """
+        if len(content) > MAX_CONTENT:
+            raise ArtifactError(
+                f"a change of at most {MAX_CONTENT:,} bytes", f"{len(content):,}", "send fewer items"
+            )
+        number, end = self.last + 1, self._stream.tell()
+        frame = HEAD.pack(MARK, len(content), number, _checksum(number, content)) + content
+        try:
+            if self._stream.write(frame) != len(frame):
+                raise OSError(f"{self._stream.name} took a part of a change alone")
+            os.fsync(self._stream.fileno())
+        except BaseException:
+            os.truncate(self._stream.name, end)
+            raise
+        self.last = number
+        return number
+
+    def turn(self) -> int:
+        """Begin a new file; returns the number of the last change in those before it."""
+        if self._stream.tell():
+            self._stream.close()
+            self._open(self._name(self.last + 1))
+        return self.last
+
+    def forget(self, upto: int) -> None:
+        """Remove the files of which no change is later than `upto`."""
+        paths = _files(self._folder)
+        for path, after in pairwise(paths):
+            if _first(after) <= upto + 1:
+                path.unlink()
+        artifacts.sync(self._folder)
+
+    def close(self) -> None:
+        """Let another process write."""
+        self._stream.close()
+        self._lock.close()
+
+
+class Tail:
+    """A reading end, which follows the log as it grows."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        """Follow the log in `folder` from the change that comes after number `after`."""
+        self._folder, self.last = folder, after
+        self._path: Path | None = None
+        self._at = 0
+
+    def read(self) -> Iterator[Entry]:
+        """Yield what was acknowledged since the last call.
+
+        Raises ArtifactError when changes in between are gone, so that the reader must start from the state that
+        took them up.
+        """
+        paths = _files(self._folder)
+        if paths and _first(paths[0]) > self.last + 1:
+            found = f"none before {_first(paths[0])}"
+            raise ArtifactError(f"change {self.last + 1} in {self._folder}", found, "read the newer state")
+        for number, path in enumerate(paths):
+            if number + 1 < len(paths) and _first(paths[number + 1]) <= self.last + 1:
+                continue
+            start = self._at if path == self._path else 0
+            for entry, end in _frames(path, start):
+                self._path, self._at = path, end
+                if entry.number > self.last:
+                    self.last = _following(entry, self.last, self._folder)
+                    yield entry
+
+
+def _following(entry: Entry, last: int, folder: Path) -> int:
+    if entry.number != last + 1:
+        raise ArtifactError(f"change {last + 1} in {folder}", str(entry.number), "restore the log from a copy")
+    return entry.number
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def _first(path: Path) -> int:
+    return int(path.stem)
+
+
+def _checksum(number: int, content: bytes) -> int:
+    return zlib.crc32(content, zlib.crc32(struct.pack("<QI", number, len(content))))
+
+
+def _frames(path: Path, start: int) -> Iterator[tuple[Entry, int]]:
+    """Read whole frames from an offset on, each with where it ends; stop at the first that is not whole."""
+    with path.open("rb") as stream:
+        stream.seek(start)
+        while len(head := stream.read(HEAD.size)) == HEAD.size:
+            mark, length, number, checksum = HEAD.unpack(head)
+            if mark != MARK or length > MAX_CONTENT:
+                return
+            content = stream.read(length)
+            if len(content) < length or _checksum(number, content) != checksum:
+                return
+            yield Entry(number, content), stream.tell()
+
+
+def _refuse_damage(path: Path, end: int, *, last: bool) -> None:
+    """Tell a frame that a crash cut short, at the very end, from damage to what was acknowledged."""
+    with path.open("rb") as stream:
+        stream.seek(end)
+        rest = stream.read()
+    whole_after = rest.find(MARK, 1)
+    while whole_after >= 0:
+        if next(_frames(path, end + whole_after), None):
+            break
+        whole_after = rest.find(MARK, whole_after + 1)
+    if whole_after >= 0 or not last:
+        do = "restore it from a copy; what follows the damage was acknowledged"
+        raise ArtifactError(f"whole changes in {path}", f"damage at byte {end:,}", do)

@@ -1,0 +1,175 @@
+"""The write-ahead log: what is acknowledged stays, whatever is cut off or flipped."""
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from askew import wal
+from askew.errors import ArtifactError
+from askew.wal import Log, Tail
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    with Log(tmp_path) as log:
+        yield log
+
+
+def contents(folder: Path, after: int = 0) -> list[bytes]:
+    return [entry.content for entry in Tail(folder, after).read()]
+
+
+def filled(folder: Path, *changes: bytes) -> Path:
+    with Log(folder) as log:
+        for change in changes:
+            log.append(change)
+    return next(folder.glob("*.wal"))
+
+
+def test_changes_are_numbered_from_one_and_read_in_order(tmp_path: Path, log: Log) -> None:
+    assert [log.append(c) for c in (b"a", b"", b"c" * 100_000)] == [1, 2, 3]
+    assert [(e.number, len(e.content)) for e in Tail(tmp_path, 0).read()] == [(1, 1), (2, 0), (3, 100_000)]
+    assert [e.number for e in Tail(tmp_path, 2).read()] == [3]
+
+
+def test_a_reader_follows_over_files_and_restarts(tmp_path: Path) -> None:
+    log, tail = Log(tmp_path), Tail(tmp_path, 0)
+    seen = []
+    for number in range(1, 9):
+        if number in (4, 5):
+            assert log.turn() == number - 1
+        if number == 6:
+            log.close()
+            log = Log(tmp_path)
+        log.append(str(number).encode())
+        seen += [e.number for e in tail.read()]
+    log.close()
+    assert seen == list(range(1, 9))
+    assert list(tail.read()) == []
+
+
+def test_an_empty_file_is_not_turned(tmp_path: Path, log: Log) -> None:
+    assert (log.turn(), log.turn()) == (0, 0)
+    log.append(b"a")
+    assert (log.turn(), log.turn()) == (1, 1)
+    assert len(list(tmp_path.glob("*.wal"))) == 2
+
+
+def test_what_is_forgotten_is_gone_and_a_late_reader_is_told(tmp_path: Path, log: Log) -> None:
+    late = Tail(tmp_path, 0)
+    for change in (b"a", b"b"):
+        log.append(change)
+    log.forget(log.turn())
+    log.append(b"c")
+    assert contents(tmp_path, 2) == [b"c"]
+    with pytest.raises(ArtifactError, match=r"change 1 in .*none before 3"):
+        list(late.read())
+
+
+def test_one_process_writes(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    with pytest.raises(ArtifactError, match="another that writes it"):
+        Log(tmp_path)
+    log.close()
+    Log(tmp_path).close()
+
+
+def test_a_change_that_is_too_large_is_refused_and_the_log_goes_on(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal, "MAX_CONTENT", 10)
+    with pytest.raises(ArtifactError, match="at most 10 bytes; found 11"):
+        log.append(b"x" * 11)
+    assert log.append(b"x" * 10) == 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=6), st.data())
+def test_cut_anywhere_the_whole_changes_before_it_stay_and_the_log_goes_on(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[bytes], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    path = filled(folder, *changes)
+    at = data.draw(st.integers(0, path.stat().st_size))
+    os.truncate(path, at)
+    ends = [sum(wal.HEAD.size + len(c) for c in changes[: n + 1]) for n in range(len(changes))]
+    whole = [c for c, end in zip(changes, ends, strict=True) if end <= at]
+    assert contents(folder) == whole
+    with Log(folder) as log:
+        assert log.last == len(whole)
+        log.append(b"more")
+    assert contents(folder) == [*whole, b"more"]
+
+
+def test_every_flipped_byte_before_the_last_change_is_refused_by_the_writer(tmp_path: Path) -> None:
+    path = filled(tmp_path, b"first", b"second")
+    whole, first = path.read_bytes(), wal.HEAD.size + 5
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert contents(tmp_path) == ([] if at < first else [b"first"])
+        if at < first:
+            with pytest.raises(ArtifactError, match="damage at byte 0"):
+                Log(tmp_path)
+    path.write_bytes(whole)
+
+
+def test_damage_in_a_file_that_others_follow_is_refused(tmp_path: Path) -> None:
+    with Log(tmp_path) as log:
+        log.append(b"a")
+        log.turn()
+        log.append(b"b")
+    first, second = sorted(tmp_path.glob("*.wal"))
+    os.truncate(first, 10)
+    with pytest.raises(ArtifactError, match=r"damage at byte 0|change 1"):
+        Log(tmp_path)
+    first.unlink()
+    second.rename(second.with_name(f"{3:020d}.wal"))
+    with pytest.raises(ArtifactError, match=r"change 3 in .*found 2"):
+        Log(tmp_path)
+
+
+def test_a_full_disk_fails_the_change_alone(tmp_path: Path, log: Log) -> None:
+    log.append(b"a" * 1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large|took a part"):
+            log.append(b"b" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert log.append(b"c") == 2
+    assert contents(tmp_path) == [b"a" * 1000, b"c"]
+
+
+def test_killed_at_any_moment_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    acknowledged = 0
+    for delay in range(12):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            log = Log(tmp_path)
+            for _ in range(100_000):
+                os.write(write, log.append(os.urandom(2000)).to_bytes(8, "big"))
+        os.close(write)
+        time.sleep(0.01 + 0.007 * delay)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        told = b"".join(iter(lambda r=read: os.read(r, 1 << 16), b""))
+        os.close(read)
+        numbers = [int.from_bytes(told[i : i + 8], "big") for i in range(0, len(told) - 7, 8)]
+        log = Log(tmp_path)
+        assert not numbers or log.last >= numbers[-1]
+        assert log.last >= acknowledged
+        acknowledged = log.last
+        log.close()
+        assert len(contents(tmp_path)) == acknowledged
+    assert acknowledged > 12
