@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from askew import artifacts
+from askew import artifacts, segments
 from askew.endpoint import UnavailableError
 from askew.errors import ArtifactError, ConfigError
 from askew.registry import Version
@@ -25,8 +26,10 @@ VECTORS = np.eye(2, dtype=np.float32)
 @pytest.fixture
 def index(tmp_path: Path) -> Path:
     with artifacts.draft(tmp_path, "index", {}, {"model": "m" * 64, "triplets": "t"}) as draft:
-        draft.counts["items"] = 10
-        draft.details["segments"] = [{"name": f"segment-{n}", "items": 5} for n in range(2)]
+        for n in range(2):
+            ids = pa.table({"item_id": [f"i{n}{m}" for m in range(5)]})
+            segments.write(draft.folder / f"segment-{n}", np.ones((5, 2), np.float32), ids, None, "r" * 64)
+        segments.tell(draft, ["segment-0", "segment-1"])
     return artifacts.place(tmp_path, "index", artifacts.key("index", {}, {"model": "m" * 64, "triplets": "t"}))
 
 
@@ -51,6 +54,13 @@ def test_a_version_without_an_index_is_refused() -> None:
 def test_an_index_of_another_model_is_refused(index: Path) -> None:
     with pytest.raises(ArtifactError, match=r"wanted an index made by model n{12}; found one made by m{12};"):
         find_release(version(index=str(index), model_key="n" * 64), 1)
+
+
+def test_an_index_of_another_release_is_refused(index: Path) -> None:
+    tags = {"index": str(index), "model_key": "m" * 64}
+    assert find_release(version(**tags, release="r" * 64), 1)[2].items == 10
+    with pytest.raises(ArtifactError, match=r"an index of release s{12} in .*; found one of r{12};"):
+        find_release(version(**tags, release="s" * 64), 1)
 
 
 def test_an_index_that_is_gone_is_refused(tmp_path: Path) -> None:

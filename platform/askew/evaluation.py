@@ -7,7 +7,7 @@ loses, and for which queries. Knows nothing of how the model was trained or is s
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pydantic import Field
 
 from askew import artifacts, metrics, reports, slices, tables, trec
 from askew.errors import ArtifactError, ConfigError, DataError
-from askew.judging import MAIN, MODELS_OWN, Group, JudgeSettings
+from askew.judging import MAIN, MODELS_OWN, SEARCHED, Group, JudgeSettings
 from askew.metrics import Qrels, Scores
 from askew.modality import Shares
 from askew.models import Model
@@ -29,6 +29,7 @@ from askew.registry import Registry, Version
 FILE, QUERIES, RUNS, QRELS = "report.json", "queries.parquet", "runs", "qrels.txt"
 EVALUATION_KEY = "askew.evaluation_key"
 SOME = 100
+RECALLS = ("recall@10", "recall@100")
 
 
 class EvaluateSettings(JudgeSettings):
@@ -195,15 +196,21 @@ class Evaluation:
         if not parts:
             return {}
         sizes = [len(group.query_ids) for group in self.groups]
-        loss = Scores.joined([part["scores"] for part in parts])
+        settings = [self._loss(ofs, sizes) for ofs in zip(*(part["settings"] for part in parts), strict=True)]
+        [searched] = [one for one in settings if one["name"] == SEARCHED]
+        recalls = {name: searched[name] for name in RECALLS}
+        return {"index": {"items": parts[0]["items"], **recalls, "settings": settings}}
+
+    def _loss(self, parts: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
+        """What one effort loses, over all groups of queries."""
+        scores = Scores.joined([part["scores"] for part in parts])
+        recalls = {name: float(np.average([p[name] for p in parts], weights=sizes)) for name in RECALLS}
+        setting = {"name": parts[0]["name"], **recalls, MAIN: scores.means()[MAIN]}
         exact = self.scores[self.own].values[MAIN]
-        recalls = {n: float(np.average([p[n] for p in parts], weights=sizes)) for n in ("recall@10", "recall@100")}
-        setting = {"name": parts[0]["name"], **recalls, MAIN: loss.means()[MAIN]}
         if len(exact) >= 2:
-            found = loss.values[MAIN]
             how = (self.settings.resamples, self.settings.seed)
-            setting["loss"] = metrics.paired_bootstrap(found, exact, *how)
-        return {"index": {"items": parts[0]["items"], **recalls, "settings": [setting]}}
+            setting["loss"] = metrics.paired_bootstrap(scores.values[MAIN], exact, *how)
+        return setting
 
     def write(self, folder: Path, title: str) -> None:
         """Write the report as a page and as JSON, the values of each query, and all rankings as TREC's files."""

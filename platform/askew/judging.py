@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from askew import inputs, metrics, modality, tables, trec
+from askew.ann import Effort
 from askew.bm25 import BM25
 from askew.candidates import Candidates
 from askew.config import Settings
@@ -31,6 +32,8 @@ MAIN = "nDCG@10"
 MODELS_OWN = {False: "fused", True: "adaptive"}  # what the index holds, without and with a header
 ASKED_AS_INDEX = ("adaptive", "shuffled", "missing")  # vectors as they are indexed; others meet the plain query
 DEPTH, QUERIES_A_SEARCH, SHOWN_HITS = 1000, 64, 10
+SEARCHED = "as it is searched"
+EFFORTS = {"a quarter of the effort": 0.25, "half": 0.5, SEARCHED: 1, "twice": 2, "four times": 4}
 
 
 class JudgeSettings(Settings):
@@ -146,14 +149,21 @@ class Group:
         return found
 
     def _index(self, folder: Path, exact: Top, qrels: Qrels) -> dict[str, Any]:
-        """What the index loses of the exact ranking, candidates alone being counted."""
+        """What the index loses of the exact ranking at each effort, candidates alone being counted."""
         shard = Shard(Plan.read(folder), verify=False)  # the stage has checked every file
-        found = indexed(shard, self.asked["index"], self.candidates.item_ids, self.settings.k)
-        recalls = {f"recall@{n}": recall(exact.rows[:, :n], found.rows[:, :n]) for n in (10, 100)}
-        print(f"askew: the index gives {recalls['recall@10']:.2%} of the exact ten best", flush=True)
-        run = Run(self.query_ids, self.candidates.item_ids, found.rows, found.scores)
-        scores = metrics.score(qrels, run, [MAIN], self.settings.min_relevant)
-        return {"name": "as it is searched", "items": shard.size, **recalls, "scores": scores}
+        plan, settings = shard.plan, []
+        for name, factor in EFFORTS.items():
+            if plan.design.exact and factor != 1:
+                continue
+            effort = plan.effort.wider(factor, plan.design)
+            found = indexed(shard, self.asked["index"], self.candidates.item_ids, self.settings.k, effort)
+            recalls = {f"recall@{n}": recall(exact.rows[:, :n], found.rows[:, :n]) for n in (10, 100)}
+            run = Run(self.query_ids, self.candidates.item_ids, found.rows, found.scores)
+            scores = metrics.score(qrels, run, [MAIN], self.settings.min_relevant)
+            settings.append({"name": name, **recalls, "scores": scores})
+            if factor == 1:
+                print(f"askew: the index gives {recalls['recall@10']:.2%} of the exact ten best", flush=True)
+        return {"items": shard.size, "settings": settings}
 
 
 def _photos(batch: pa.RecordBatch, size: int) -> Photos:
@@ -175,7 +185,7 @@ def query_vectors(model: Model, queries: Sequence[str], size: int) -> dict[str, 
     return {"index": found["plain"], **found}
 
 
-def indexed(shard: Shard, queries: Vectors, item_ids: Sequence[str], k: int) -> Top:
+def indexed(shard: Shard, queries: Vectors, item_ids: Sequence[str], k: int, effort: Effort | None = None) -> Top:
     """The k best of `item_ids`, as rows in these, that the index gives for each query; -1 where it gives fewer.
 
     The index may hold other items too: they are passed over, as deep as four times where they would hide the k
@@ -186,7 +196,7 @@ def indexed(shard: Shard, queries: Vectors, item_ids: Sequence[str], k: int) -> 
     depth = max(DEPTH, 4 * k * shard.size // len(item_ids))
     parts = []
     for start in range(0, len(queries), QUERIES_A_SEARCH):
-        hits = shard.search(queries[start : start + QUERIES_A_SEARCH], depth)
+        hits = shard.search(queries[start : start + QUERIES_A_SEARCH], depth, effort=effort)
         rows = row_of[hits.rows]
         order = np.argsort(rows < 0, axis=1, kind="stable")[:, :k]
         rows = np.take_along_axis(rows, order, axis=1)

@@ -110,7 +110,8 @@ def find_release(version: Version, num_shards: int) -> tuple[Path, list[str], en
         raise ArtifactError(
             f"an index made by model {key[:12]}", f"one made by {made_by[:12]}", "run the index stage"
         )
-    names = [segment["name"] for segment in manifest.details["segments"]]
+    plan = Plan.read(Path(folder), version.tags.get("askew.release"))
+    names = list(plan.segments)
     if num_shards > len(names):
         raise ConfigError(f"at most {len(names)} shards, one a segment", str(num_shards), "lower num_shards")
     release = endpoint.Release(
