@@ -10,7 +10,7 @@ demo_options = --home $(HOME_DIR) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop test check bench-prepare bench-train bench-evaluate paper-table install dev
+.PHONY: help demo stop test check bench-prepare bench-train bench-evaluate bench-index paper-table install dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ bench-train: .venv/installed-bench ## speed of the train stage against others', 
 
 bench-evaluate: install ## what ranking costs beyond a matrix product and its top-k, as one line of JSON
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python bench/evaluate.py
+
+bench-index: .venv/installed-bench ## the index against FAISS's HNSW, hnswlib, usearch and SVS, as one line of JSON
+	@$(BIN)/python bench/index.py --plot docs/index.png $(OPTIONS)
 
 paper-table: install ## both papers' rows under one budget, into docs/results.md; DATA=folder, and OPTIONS='--steps 600 …'
 	@$(if $(DATA),,echo "askew: error: wanted a catalogue's folder; found none; give it as DATA=…" >&2; exit 2;) \

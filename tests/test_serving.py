@@ -40,8 +40,8 @@ def version(**tags: str) -> Version:
 
 
 def test_a_release_is_a_version_and_its_own_index(index: Path) -> None:
-    folder, names, release = find_release(version(index=str(index), model_key="m" * 64), 2)
-    assert (folder, names) == (index, ["segment-0", "segment-1"])
+    plan, release = find_release(version(index=str(index), model_key="m" * 64), 2)
+    assert (plan.folder, list(plan.segments)) == (index, ["segment-0", "segment-1"])
     assert (release.model.name, release.model.version, release.items, release.shards) == ("shop", "3", 10, 2)
     assert release.index_key == artifacts.read(index, "index").key
 
@@ -58,7 +58,7 @@ def test_an_index_of_another_model_is_refused(index: Path) -> None:
 
 def test_an_index_of_another_release_is_refused(index: Path) -> None:
     tags = {"index": str(index), "model_key": "m" * 64}
-    assert find_release(version(**tags, release="r" * 64), 1)[2].items == 10
+    assert find_release(version(**tags, release="r" * 64), 1)[1].items == 10
     with pytest.raises(ArtifactError, match=r"an index of release s{12} in .*; found one of r{12};"):
         find_release(version(**tags, release="s" * 64), 1)
 

@@ -41,7 +41,7 @@ def test_memory_decides_and_what_would_fit_is_said() -> None:
     assert chosen(1_000_000, memory_gib=gib + 1_000_000 * DIM / 2**30).refine == "sq8"
     assert chosen(40_000, memory_gib=0.002).kind == "ivf_rabitq"
     with pytest.raises(
-        ConfigError, match=r"memory_gib of at least 0\.0317 for 1,000,000 vectors of width 16; found"
+        ConfigError, match=r"memory_gib of at least 0\.0317 for 1,000,000 vectors of 16 dimensions; found"
     ):
         chosen(1_000_000, memory_gib=gib)
 

@@ -36,6 +36,7 @@ CLASSES = {
 NEIGHBOURS = 32  # of HNSW
 TRAINED_ON = 64  # vectors for each list, where there are as many
 BLAS_FROM_BATCH = 8  # FAISS 1.15 scans row by row below a threshold that counts queries × dimensions
+SCORED_AT_ONCE = 1 << 22  # numbers
 SPARE, ROUNDING = 8, 1e-5  # a batch's matrix product rounds equal vectors apart, by their places
 
 # a file that is read is one whose checksum was right; and yet nothing in it should take all memory
@@ -230,10 +231,12 @@ class Index:
     def scores(self, queries: Vectors, rows: Rows) -> Vectors:
         """Score rows (B, K) for queries (B, D) from the vectors as they are stored, alike wherever they stand."""
         wanted, place = np.unique(rows, return_inverse=True)
-        vectors = self.vectors(wanted)
+        vectors, place = self.vectors(wanted).astype(np.float64), place.reshape(rows.shape)
         out = np.empty(rows.shape, dtype=np.float32)
-        for query, at, scores in zip(queries.astype(np.float64), place.reshape(rows.shape), out, strict=True):
-            scores[:] = (vectors[at] * query).sum(axis=1)  # summed in the same order for each
+        step = max(1, SCORED_AT_ONCE // (rows.shape[1] * self.design.dim))
+        for at in range(0, len(rows), step):
+            here = slice(at, at + step)
+            out[here] = (vectors[place[here]] * queries[here, None, :]).sum(axis=2)  # each in the same order
         return out
 
     def vectors(self, rows: Rows) -> Vectors:

@@ -68,7 +68,7 @@ def index(settings: IndexSettings) -> dict[str, Any]:
     except ArtifactError:
         skipped = False
         with artifacts.draft(settings.root, "index", content, inputs, resume=True) as draft:
-            Build(settings, model, triplets.key, draft).run()
+            Build(settings, model, triplets, draft).run()
         manifest = artifacts.read(folder, "index", verify=False)
     registry.tag(version, {
         "askew.index": str(folder), "askew.index_key": manifest.key, "askew.release": manifest.details["release"],
@@ -83,12 +83,15 @@ def index(settings: IndexSettings) -> dict[str, Any]:
 class Build:
     """The building of one index in its draft."""
 
-    def __init__(self, settings: IndexSettings, model: Path, catalogue: str, draft: artifacts.Draft) -> None:
+    def __init__(
+        self, settings: IndexSettings, model: Path, triplets: artifacts.Manifest, draft: artifacts.Draft
+    ) -> None:
         self.settings, self.model, self.draft = settings, model, draft
         self.work = draft.folder / artifacts.WORK
         self.work.mkdir(exist_ok=True)
         self.dim = Model.load(model).dim
-        self.release = segments.identity(artifacts.read(model, "model", verify=False), catalogue, self.dim)
+        self.release = segments.identity(artifacts.read(model, "model", verify=False), triplets.key, self.dim)
+        self.text_fields = triplets.details.get("text_fields", ["title"])
 
     def run(self) -> None:
         """Embed, learn, fill, measure."""
@@ -110,6 +113,7 @@ class Build:
         sizes = self._spread(units, Filler, "filled segments", filler)
         segments.tell(self.draft, [Path(unit["folder"]).name for unit in units])
         self._tune(design, [Path(unit["found"]) for unit in units], queries)
+        self.draft.details["text_fields"] = self.text_fields
         self.draft.counts["quarantined"] = sum(r["bad"] for r in kept)
         item_bytes = sum(r["bytes"] for r in sizes) / self.draft.counts["items"]
         self.draft.details["measured"]["item_bytes"] = round(item_bytes, 1)

@@ -165,11 +165,16 @@ class Follower:
 
     def __init__(self, index: Path, number: int = 0, num_shards: int = 1, release: str | None = None) -> None:
         """Open shard `number` of `num_shards` as the index and all its changes are now."""
-        self._folder, self._number, self._num_shards = place(index), number, num_shards
+        self._index, self._number, self._num_shards = index, number, num_shards
+        self._folder = place(index)
         plan, upto = read(index, release)
         self.shard = Shard(plan, plan.share(number, num_shards))
         self._tail = Tail(self._folder / LOG, upto)
         self.follow()
+
+    def reopened(self) -> "Follower":
+        """Open the same shard anew, as the index and all its changes are now."""
+        return Follower(self._index, self._number, self._num_shards, self.shard.plan.release)
 
     @property
     def last(self) -> int:

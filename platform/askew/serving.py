@@ -7,6 +7,7 @@ anything is served. The deployments are plain classes, wrapped once in `build`.
 import asyncio
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,13 +20,14 @@ from pydantic import Field, model_validator
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from askew import artifacts, endpoint, segments
+from askew import ann, artifacts, endpoint
 from askew.config import Settings
 from askew.errors import ArtifactError, ConfigError
+from askew.live import Follower
 from askew.models import Model
 from askew.registry import CHAMPION, Registry, Version
 from askew.segments import Plan
-from askew.shards import Shard, merge
+from askew.shards import merge
 
 
 class Scaling(Settings):
@@ -72,6 +74,7 @@ class ServingSettings(Settings):
     cache: Path | None = None
     num_shards: int = Field(default=2, ge=1)
     timeout_s: float = Field(default=2.0, gt=0)
+    follow_every_s: float = Field(default=0.5, gt=0)  # a shard takes in changes at a search, at most so often
     ingress: Deployment = Deployment()
     encoder: Deployment = Deployment()
     shard: Deployment = Deployment()
@@ -88,20 +91,20 @@ def build(settings: ServingSettings) -> serve.Application:
     cache = settings.cache or Path(tempfile.gettempdir()) / f"askew-models-{os.getuid()}"
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     model = registry.download(version, cache)
-    index, names, release = find_release(version, settings.num_shards)
+    plan, release = find_release(version, settings.num_shards)
     encoder = serve.deployment(Encoder).options(**settings.encoder.options("encoder")).bind(str(model))
     shards = [
         serve.deployment(ShardServer)
         .options(**settings.shard.options(f"shard-{number}"))
-        .bind(str(index), segments.assigned(names, number, settings.num_shards))
+        .bind(str(plan.folder), number, settings.num_shards, plan.release, settings.follow_every_s)
         for number in range(settings.num_shards)
     ]
     ingress = serve.deployment(serve.ingress()(Ingress)).options(**settings.ingress.options("ingress"))
     return ingress.bind(release.model_dump(), settings.timeout_s, encoder, *shards)
 
 
-def find_release(version: Version, num_shards: int) -> tuple[Path, list[str], endpoint.Release]:
-    """Find a version's index: its folder, its segments' names, and the release that both make."""
+def find_release(version: Version, num_shards: int) -> tuple[Plan, endpoint.Release]:
+    """Find a version's index, and the release that both make."""
     folder = version.tags.get("askew.index")
     if folder is None:
         raise ArtifactError(f"an index of {version.name} version {version.version}", "none", "run the index stage")
@@ -111,14 +114,15 @@ def find_release(version: Version, num_shards: int) -> tuple[Path, list[str], en
             f"an index made by model {key[:12]}", f"one made by {made_by[:12]}", "run the index stage"
         )
     plan = Plan.read(Path(folder), version.tags.get("askew.release"))
-    names = list(plan.segments)
-    if num_shards > len(names):
-        raise ConfigError(f"at most {len(names)} shards, one a segment", str(num_shards), "lower num_shards")
+    if num_shards > len(plan.segments):
+        raise ConfigError(
+            f"at most {len(plan.segments)} shards, one a segment", str(num_shards), "lower num_shards"
+        )
     release = endpoint.Release(
         model=endpoint.Served(name=version.name, version=version.version),
         model_key=key, index_key=manifest.key, items=manifest.counts["items"], shards=num_shards,
     )  # fmt: skip
-    return Path(folder), names, release
+    return plan, release
 
 
 class Encoder:
@@ -134,14 +138,29 @@ class Encoder:
 
 
 class ShardServer:
-    """Vectors to the best items of some segments."""
+    """Vectors to the best items of some segments, and of what changed since."""
 
-    def __init__(self, index: str, names: list[str]) -> None:
-        self._shard = Shard(Plan.read(Path(index)), names)
+    def __init__(self, index: str, number: int, num_shards: int, release: str, follow_every_s: float) -> None:
+        ann.threads(1)
+        self._follower = Follower(Path(index), number, num_shards, release)
+        self._every_s, self._followed = follow_every_s, time.monotonic()
 
     async def search(self, vectors: NDArray[np.float32], k: int) -> list[list[dict[str, Any]]]:
         """Find the k best hits for each of B vectors."""
-        return self._shard.hits(self._shard.search(vectors, k))
+        await self._follow()
+        shard = self._follower.shard
+        return shard.hits(shard.search(vectors, k))
+
+    async def _follow(self) -> None:
+        """Take in changes, where some time has passed; open the shard anew if the log has gone on without it."""
+        if time.monotonic() - self._followed < self._every_s:
+            return
+        self._followed = time.monotonic()
+        try:
+            self._follower.follow()
+        except ArtifactError as error:
+            print(f"askew: warning: {error}; the shard is opened anew", flush=True)
+            self._follower = await asyncio.to_thread(self._follower.reopened)
 
 
 class Ingress:
