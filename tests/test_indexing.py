@@ -1,5 +1,7 @@
 """Indexing on a real Ray cluster, of a model (untrained) that a real MLflow server holds."""
 
+import json
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ TOWERS = TowerSettings(
     dim=16, text=TextSettings(width=16, heads=2), image_size=32, query_length=8, title_length=12
 )
 SEGMENTS = 7  # of 300 items: they cannot all be of one size
+ORDER = [row for n in range(SEGMENTS) for row in range(n, 300, SEGMENTS)]  # each has a like share of all
 
 
 def titles(triplets: Path) -> list[str]:
@@ -114,12 +117,15 @@ def test_every_item_stands_once_in_as_many_segments_as_asked(built: dict[str, An
     sizes = [s["items"] for s in manifest.details["segments"]]
     assert {300 // SEGMENTS, 300 // SEGMENTS + 1} == set(sizes)
     assert [Shard(Plan.read(folder), [s["name"]]).size for s in manifest.details["segments"]] == sizes
-    assert opened(folder)[1] == pq.read_table(triplets_folder / "items", columns=list(COLUMNS)).to_pylist()
+    every = pq.read_table(triplets_folder / "items", columns=list(COLUMNS)).to_pylist()
+    assert opened(folder)[1] == [
+        item for n in range(SEGMENTS) for item in every[n::SEGMENTS]
+    ]  # a like share of all
 
 
 def test_vectors_are_those_of_the_model_an_item_at_a_time(built: dict[str, Any], triplets_folder: Path) -> None:
     model = untrained(triplets_folder)
-    exact = by_one(model, triplets_folder)
+    exact = by_one(model, triplets_folder)[ORDER]
     np.testing.assert_allclose(opened(Path(built["artifact"]))[0], exact, atol=1e-5)
     shard = Shard(Plan.read(Path(built["artifact"])))
     queries = model.queries(titles(triplets_folder)[::10])
@@ -162,7 +168,8 @@ def test_a_damaged_index_is_built_again(few: IndexSettings) -> None:
     path = Path(result["artifact"]) / "segment-00001" / VECTORS
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    assert index(few) == result
+    again = index(few)
+    assert (again["artifact"], again["key"], again["skipped"]) == (result["artifact"], result["key"], False)
     assert path.read_bytes() == whole
 
 
@@ -193,8 +200,120 @@ def test_vectors_that_are_not_finite_leave_no_index(few: IndexSettings, tmp_path
     version = registered(few.tracking_uri, "broken", model, tmp_path)
     with pytest.raises(ArtifactError, match="a vector of one item at least; found none of 3"):
         index(few.model_copy(update={"model": "broken", "version": version.version}))
-    assert [p.name.split("-")[0] for p in few.root.iterdir()] == ["model"]
+    assert not list(few.root.glob("index-*"))
     assert "askew.index" not in Registry(few.tracking_uri).resolve("broken", "1").tags
+
+
+def test_items_without_a_vector_go_to_the_quarantine_and_too_many_fail_the_stage(
+    few: IndexSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Blind(Embedder):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            whole = self._model.items
+
+            def items(*given: Any) -> Any:
+                vectors = dict(whole(*given))
+                vectors["index"][~given[2]] = np.nan  # those without a photo
+                return vectors
+
+            self._model.items = items  # type: ignore[method-assign]
+
+    monkeypatch.setattr(indexing, "Embedder", Blind)
+    with pytest.raises(ArtifactError, match=r"at most 5 % of items without a vector; found 1 of 3"):
+        index(few)
+    result = index(few.model_copy(update={"max_quarantined_fraction": 0.5, "num_segments": 3}))
+    folder = Path(result["artifact"])
+    assert artifacts.read(folder, "index").counts == {"items": 2, "quarantined": 1}
+    assert result["segments"] == 2
+    [bad] = pq.read_table(folder / "quarantine").to_pylist()
+    every = pq.read_table(few.triplets / "items").to_pylist()
+    assert (bad["id"], bad["reason"]) == (every[1]["item_id"], "not_finite")
+    assert [i["item_id"] for i in opened(folder)[1]] == [every[0]["item_id"], every[2]["item_id"]]
+
+
+@pytest.mark.parametrize("kind", ["ivf_rabitq", "hnsw"])
+def test_the_recall_in_the_manifest_is_what_a_shard_gives(base: IndexSettings, tmp_path: Path, kind: str) -> None:
+    result = index(base.model_copy(update={"kind": kind, "root": tmp_path, "num_queries": 60, "num_segments": 3}))
+    plan = Plan.read(Path(result["artifact"]))
+    told = plan.details["measured"]
+    assert (plan.design.kind, result["kind"], told["recall_target"]) == (kind, kind, 0.99)
+    assert told["recall@10"] >= 0.99
+    assert told["query_ms"] > 0
+    model = Model.load(Registry(base.tracking_uri).download(version_of(base), tmp_path))
+    texts = sorted({str(q) for q in pq.read_table(base.triplets / "queries")["query"].to_pylist()})
+    queries, exact = model.queries(texts), by_one(model, base.triplets)
+    shard = Shard(plan)
+    ids = np.array(shard.item_ids.to_pylist())[shard.search(queries, 10).rows]
+    every = np.array(pq.read_table(base.triplets / "items")["item_id"].to_pylist())
+    wanted = every[np.argsort(-queries @ exact.T, axis=1)[:, :10]]
+    recall = np.mean([len({*w} & {*f}) / 10 for w, f in zip(wanted.tolist(), ids.tolist(), strict=True)])
+    assert recall >= 0.97  # ties among titles that are alike
+
+
+def one_after_another(units: Any, work: Any, doing: str, arguments: Any, num_actors: int, marks: Path) -> Any:
+    """`datasets.spread` in this process alone."""
+    actor, results = work(*arguments), []
+    for number, unit in enumerate(units):
+        mark = marks / f"{number}.json"
+        if not mark.exists():
+            artifacts.write_text(mark, json.dumps(actor(dict(unit))))
+        results.append(json.loads(mark.read_bytes()))
+    return results
+
+
+def build_alone(settings: IndexSettings, model: Path, root: Path) -> None:
+    """Build an index in this process alone."""
+    torch.set_num_threads(1)
+    indexing.datasets.spread = one_after_another
+    triplets = artifacts.read(settings.triplets, "triplets")
+    with artifacts.draft(root, "index", {}, {}, resume=True) as draft:
+        indexing.Build(settings, model, triplets, draft).run()
+
+
+def test_a_builder_killed_at_any_moment_goes_on_and_leaves_nothing_that_is_taken_for_whole(
+    base: IndexSettings, tmp_path: Path
+) -> None:
+    model = Registry(base.tracking_uri).download(version_of(base), tmp_path)
+    settings = base.model_copy(update={"kind": "ivf_rabitq", "num_segments": 5, "num_queries": 20})
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["askew.indexing", "tests.test_indexing"])
+    roots = [tmp_path / "calm", *(tmp_path / f"killed-{n}" for n in range(3))]
+    kills = 0
+    for number, root in enumerate(roots):
+        random = np.random.default_rng(number)
+        while not (done := list(root.glob("index-*"))):
+            process = processes.Process(target=build_alone, args=(settings, model, root))
+            process.start()
+            process.join(120 if number == 0 else 0.1 + 1.2 * random.random())
+            if process.is_alive():
+                process.kill()
+                kills += 1
+                process.join()
+            else:
+                assert process.exitcode == 0
+            for left in (path for path in root.glob(".index-*") if path.is_dir()):
+                with pytest.raises(ArtifactError):
+                    Plan.read(left)
+        told = [artifacts.read(path, "index") for path in (*roots[0].glob("index-*"), *done)]
+        for manifest in told:
+            manifest.details["measured"]["query_ms"] = 0
+        assert told[0].details["segments"] == told[1].details["segments"]
+        assert told[0].counts == told[1].counts == {"items": 300, "quarantined": 0}
+    assert kills >= 5
+
+
+def test_two_builders_of_one_index_are_one_too_many(base: IndexSettings, tmp_path: Path) -> None:
+    settings = base.model_copy(update={"root": tmp_path})
+    inputs = {
+        "model": artifacts.read(Registry(base.tracking_uri).download(version_of(base), tmp_path), "model").key,
+        "triplets": artifacts.read(base.triplets, "triplets").key,
+    }
+    with (
+        artifacts.draft(tmp_path, "index", settings.content(), inputs, resume=True),
+        pytest.raises(ArtifactError, match="another process at work in it"),
+    ):
+        index(settings)
 
 
 def test_a_relative_root_is_noted_whole(few: IndexSettings, monkeypatch: pytest.MonkeyPatch) -> None:

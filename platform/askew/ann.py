@@ -91,7 +91,7 @@ class Effort(Settings):
     """How hard a search looks: what recall is bought with."""
 
     lists: int = Field(default=0, ge=0)  # inverted lists that are looked into
-    again: int = Field(default=0, ge=0)  # so many of the best by short codes are scored again, or twice the hits
+    again: int = Field(default=0, ge=0)  # so many of the best by short codes are scored again, or as many as hits
     breadth: int = Field(default=0, ge=0)  # candidates that HNSW keeps
 
     def wider(self, factor: float, design: Design) -> "Effort":
@@ -100,6 +100,14 @@ class Effort(Settings):
             "lists": min(design.lists, int(np.ceil(self.lists * factor))),
             "breadth": int(np.ceil(self.breadth * factor)),
         })  # fmt: skip
+
+    def of_share(self, share: float) -> "Effort":
+        """The same for a part that holds this share of all vectors, at random: it holds so many of the best.
+
+        Three standard deviations more are scored again than are expected there.
+        """
+        again = self.again * share + 3 * (self.again * share * (1 - share)) ** 0.5
+        return self.model_copy(update={"again": int(np.ceil(again))})
 
 
 class Index:
@@ -185,7 +193,9 @@ class Index:
             return self._exact(queries, k, selector, self.size if mask is None else int(mask.sum()))
         k = min(k, self.size)
         scores, rows = self._index.search(queries, k, params=self._params(k, effort, selector))
-        return np.where(rows < 0, -np.inf, scores), rows
+        if (rows[:, -1] < 0).any():
+            scores[rows < 0] = -np.inf
+        return scores, rows
 
     def _params(self, k: int, effort: Effort, selector: "_Selector") -> Any:
         if self.design.kind == "hnsw":
@@ -195,7 +205,7 @@ class Index:
         params = faiss.SearchParametersIVF(nprobe=max(effort.lists, 1), **selector.argument)
         if self.design.refine == "none":
             return params
-        again = min(max(effort.again, 2 * k), self.size)
+        again = min(max(effort.again, k), self.size)
         return faiss.IndexRefineSearchParameters(k_factor=again / k, base_index_params=params)
 
     def _exact(self, queries: Vectors, k: int, selector: "_Selector", there: int) -> tuple[Vectors, Rows]:

@@ -1,14 +1,13 @@
 """Index: a registered model embeds the catalogue, and its vectors become FAISS segments.
 
-The items are cut into segments by their order alone. Ray Data gives each to an actor that holds the model, reads
-the rows as a stream, and keeps their vectors; from a sample of these the index's centroids and codes are
-learned, once; each segment is filled, and its recall measured against exact search, by whoever is free. No
-process holds more than a segment, and a run that was killed goes on where it was.
+The items are cut into ranges by their order alone. Ray Data gives each to an actor that holds the model, reads
+the rows as a stream, and keeps their vectors, shared out over segments; from a sample of these the index's
+centroids and codes are learned, once; each segment is filled, and its recall measured against exact search, by
+whoever is free. No process holds more than a segment, and a run that was killed goes on where it was.
 """
 
 import os
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import Field
 
 from askew import ann, artifacts, datasets, records, segments, tables, tuning
@@ -27,6 +25,7 @@ from askew.registry import Registry
 from askew.tuning import IndexKindSettings
 
 QUARANTINE = "quarantine"
+FAN_OUT = 32  # segments that a range of rows is shared out over
 
 
 class IndexSettings(IndexKindSettings):
@@ -99,38 +98,41 @@ class Build:
         embedder = (str(self.model), str(self.settings.triplets), self.settings.batch_size, self.settings.device)
         kept = self._spread(units, Embedder, "embedded segments", embedder)
         self._refuse(sum(r["items"] for r in kept), sum(r["bad"] for r in kept))
-        units = [unit for unit, result in zip(units, kept, strict=True) if result["items"] > result["bad"]]
         design = tuning.design(self.settings, sum(r["items"] - r["bad"] for r in kept), self.dim)
-        self._learn(design, [Path(unit["vectors"]) for unit in units])
+        self._learn(design)
         queries = self._queries()
-        filler = (
-            str(self.draft.folder),
-            str(self.settings.triplets),
-            design.model_dump(),
-            self.release,
-            str(queries),
-        )
-        sizes = self._spread(units, Filler, "filled segments", filler)
+        filler = (str(self.draft.folder), design.model_dump(), self.release, str(queries))
+        filled = self._spread(units, Filler, "filled segments", filler)
+        units = [unit for unit, result in zip(units, filled, strict=True) if result["items"]]
         segments.tell(self.draft, [Path(unit["folder"]).name for unit in units])
         self._tune(design, [Path(unit["found"]) for unit in units], queries)
         self.draft.details["text_fields"] = self.text_fields
         self.draft.counts["quarantined"] = sum(r["bad"] for r in kept)
-        item_bytes = sum(r["bytes"] for r in sizes) / self.draft.counts["items"]
+        item_bytes = sum(r["bytes"] for r in filled) / self.draft.counts["items"]
         self.draft.details["measured"]["item_bytes"] = round(item_bytes, 1)
 
     def _units(self) -> list[datasets.Unit]:
+        """Cut the items' rows into as many ranges as there are to be segments.
+
+        A segment holds a like share of each range of its group, so that every shard, which has every n-th segment,
+        has a like share of everything, though the catalogue be sorted by kind.
+        """
         total = sum(pq.read_metadata(path).num_rows for path in tables.parts(self.settings.triplets / "items"))
         if not total:
             raise DataError(f"items in {self.settings.triplets}", "none", "prepare a catalogue that has some")
         count = min(max(self.settings.num_segments, -(-total // self.settings.items_a_segment)), total)
         cuts = np.linspace(0, total, count + 1).astype(int).tolist()
+        parts = self.work / "parts"
+        parts.mkdir(exist_ok=True)
+        groups = [list(range(at, min(at + FAN_OUT, count))) for at in range(0, count, FAN_OUT)]
         return [
             {
-                "start": start, "stop": stop, "folder": str(self.draft.folder / f"segment-{number:05d}"),
-                "vectors": str(self.work / f"{number:05d}.npy"), "found": str(self.work / f"{number:05d}.npz"),
+                "number": number, "start": cuts[number], "stop": cuts[number + 1], "group": group,
+                "parts": str(parts), "folder": str(self.draft.folder / f"segment-{number:05d}"),
+                "found": str(self.work / f"{number:05d}.npz"),
                 "bad": str(self.draft.folder / QUARANTINE / f"part-{number:05d}.parquet"),
             }
-            for number, (start, stop) in enumerate(pairwise(cuts))
+            for group in groups for number in group
         ]  # fmt: skip
 
     def _spread(
@@ -148,14 +150,14 @@ class Build:
             most = f"{100 * self.settings.max_quarantined_fraction:g} %"
             raise ArtifactError(f"at most {most} of items without a vector", f"{bad:,} of {total:,}", do)
 
-    def _learn(self, design: Design, paths: Sequence[Path]) -> None:
+    def _learn(self, design: Design) -> None:
         """Train the index that all segments start from on vectors drawn from all of them."""
         path = self.draft.folder / segments.EMPTY
         if path.exists():
             return
         ann.threads(os.cpu_count() or 1)
-        draft = path.with_suffix(".draft")
-        Index.trained(design, _sample(paths, ann.sample_size(design), self.settings.seed)).write(draft)
+        draft, files = path.with_suffix(".draft"), sorted((self.work / "parts").glob("*.npy"))
+        Index.trained(design, _sample(files, ann.sample_size(design), self.settings.seed)).write(draft)
         artifacts.sync(draft)
         draft.replace(path)
 
@@ -180,7 +182,7 @@ class Build:
 
 
 def _sample(paths: Sequence[Path], count: int, seed: int) -> Vectors:
-    """Draw finite vectors from all files, as many of each as it has its share."""
+    """Draw vectors from all files, as many of each as it has its share."""
     random, drawn = np.random.default_rng(seed), []
     files = [np.load(path, mmap_mode="r") for path in paths]
     total = sum(map(len, files))
@@ -188,7 +190,7 @@ def _sample(paths: Sequence[Path], count: int, seed: int) -> Vectors:
         wanted = min(len(file), -(-count * len(file) // total))
         drawn.append(file[np.sort(random.choice(len(file), wanted, replace=False))])
     vectors: Vectors = np.concatenate(drawn)
-    return vectors[np.isfinite(vectors).all(axis=1)]
+    return vectors
 
 
 def _queries(triplets: Path, count: int, seed: int) -> list[str]:
@@ -208,7 +210,7 @@ def _encoded(model: Model, texts: Sequence[str], size: int) -> Vectors:
 
 
 class Embedder:
-    """An actor that holds the model and turns units (ranges of rows) into files of vectors."""
+    """An actor that holds the model and turns ranges of rows into vectors, shared out over a group's segments."""
 
     def __init__(self, model: str, triplets: str, batch_size: int, device: str = "cpu") -> None:
         self._model, self._batch_size = Model.load(Path(model), device), batch_size
@@ -216,41 +218,49 @@ class Embedder:
 
     def __call__(self, unit: datasets.Unit) -> datasets.Unit:
         """Embed the items from row `start` to row `stop`; of one whose vector is no number there is a record."""
-        columns, vectors, bad = ["item_id", "has_image", tables.TEXT, "pixels"], [], []
+        columns, vectors, kept = [*segments.COLUMNS, tables.TEXT, "pixels"], [], []
         for batch in tables.rows(self._paths, columns, self._batch_size, unit["start"], unit["stop"]):
             has_image = batch["has_image"].to_numpy(zero_copy_only=False)
             photos = tables.pixels(batch["pixels"], self._model.image_size)
             vectors.append(self._model.items(batch[tables.TEXT].to_pylist(), photos, has_image)["index"])
-            bad += batch["item_id"].filter(pa.array(~_finite(vectors[-1]))).to_pylist()
-        np.save(Path(unit["vectors"]), np.concatenate(vectors))
-        if bad:
-            message = "its vector is not finite"
-            told = [records.bad("item", item_id, "", "not_finite", message) for item_id in bad]
+            kept.append(batch.select(list(segments.COLUMNS)))
+        every, items = np.concatenate(vectors), pa.Table.from_batches(kept)
+        finite = np.asarray(np.isfinite(every).all(axis=1), dtype=np.bool_)
+        of = np.arange(unit["start"], unit["stop"]) % len(unit["group"])
+        for place, number in enumerate(unit["group"]):
+            rows = np.flatnonzero(finite & (of == place))
+            path = _part(unit, unit["number"], number)
+            np.save(path, every[rows])
+            segments.write_items(path.with_suffix(".arrow"), items.take(pa.array(rows)))
+        if not finite.all():
+            ids = items["item_id"].filter(pa.array(~finite)).to_pylist()
+            told = [records.bad("item", item_id, "", "not_finite", "its vector is not finite") for item_id in ids]
             tables.write(Path(unit["bad"]), records.table(told))
-        return {"items": unit["stop"] - unit["start"], "bad": len(bad)}
+        return {"items": len(every), "bad": int((~finite).sum())}
 
 
 class Filler:
     """An actor that turns files of vectors into segments, and searches them by every effort."""
 
-    def __init__(self, folder: str, triplets: str, design: dict[str, Any], release: str, queries: str) -> None:
+    def __init__(self, folder: str, design: dict[str, Any], release: str, queries: str) -> None:
         ann.threads(1)
         self._design, self._release, self._queries = Design.model_validate(design), release, np.load(queries)
         self._empty = Index.read(Path(folder) / segments.EMPTY, self._design)
-        self._paths = tables.parts(Path(triplets) / "items")
 
     def __call__(self, unit: datasets.Unit) -> datasets.Unit:
-        """Write the segment of the items from row `start` to row `stop` that have a vector, and measure it."""
-        vectors = np.load(unit["vectors"])
-        keep = _finite(vectors)
-        rows = tables.rows(self._paths, list(segments.COLUMNS), 4096, unit["start"], unit["stop"])
-        items = pa.Table.from_batches(list(rows)).filter(pa.array(keep))
+        """Write the segment of the items that its group's ranges have for it, and measure it."""
+        paths = [_part(unit, source, unit["number"]) for source in unit["group"]]
+        vectors = np.concatenate([np.load(path) for path in paths])
+        if not len(vectors):
+            return {"items": 0, "bytes": 0}
+        items = pa.concat_tables([segments.mapped(path.with_suffix(".arrow")) for path in paths])
         folder = Path(unit["folder"])
-        size = segments.write(folder, vectors[keep], items, self._empty, self._release)
+        size = segments.write(folder, vectors, items, self._empty, self._release)
         index = Index.read(folder / segments.VECTORS, self._design)
-        tuning.save(Path(unit["found"]), tuning.measure(index, vectors[keep], self._queries))
-        return {"bytes": size}
+        tuning.save(Path(unit["found"]), tuning.measure(index, vectors, self._queries))
+        return {"items": len(vectors), "bytes": size}
 
 
-def _finite(vectors: Vectors) -> NDArray[np.bool_]:
-    return np.asarray(np.isfinite(vectors).all(axis=1), dtype=np.bool_)
+def _part(unit: datasets.Unit, source: int, target: int) -> Path:
+    """Where the vectors lie that a range of rows has for a segment."""
+    return Path(unit["parts"]) / f"{source:05d}-{target:05d}.npy"

@@ -87,11 +87,16 @@ def write(folder: Path, vectors: Vectors, items: pa.Table, empty: Index | None =
     index.add(vectors)
     with artifacts.part(folder, "segment", {"release": release}) as draft:
         index.write(draft.folder / VECTORS)
-        with pa.OSFile(str(draft.folder / ITEMS), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
-            writer.write_table(items.combine_chunks())
+        write_items(draft.folder / ITEMS, items)
         draft.counts["items"] = len(vectors)
         draft.details["design"] = index.design.model_dump()
     return (folder / VECTORS).stat().st_size
+
+
+def write_items(path: Path, items: pa.Table) -> None:
+    """Write items as an Arrow file that can be mapped."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
+        writer.write_table(items.combine_chunks())
 
 
 def exact(dim: int) -> Index:
@@ -124,6 +129,11 @@ class Plan:
     places: Mapping[str, Path] = field(default_factory=dict)  # of segments that lie elsewhere than in `folder`
     dead: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # rows of segments that are deleted
     buckets: Mapping[str, int] = field(default_factory=dict)  # of segments of changes
+
+    @property
+    def size(self) -> int:
+        """Number of items in the index, without what changed since."""
+        return sum(int(one["items"]) for one in self.details["segments"])
 
     @classmethod
     def read(cls, folder: Path, release: str | None = None) -> "Plan":

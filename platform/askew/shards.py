@@ -101,12 +101,12 @@ class Part:
         else:
             wider = effort if mask is None else effort.wider(self.items.num_rows / there, design)
             found = Found(*self.index.search(queries, k, wider, mask))
-            short = (found.rows < 0).any(axis=1)
+            short = found.rows[:, -1] < 0
             if short.any():
                 every = np.arange(self.items.num_rows) if mask is None else np.flatnonzero(mask)
                 rest = self._among(queries[short], k, every)
                 found.scores[short], found.rows[short] = rest.scores[:, :k], rest.rows[:, :k]
-        return Found(found.scores, found.rows + self.start)
+        return Found(found.scores, found.rows + self.start) if self.start else found
 
     def _among(self, queries: Vectors, k: int, rows: Rows) -> Found:
         """Find the best among some rows by scoring them all."""
@@ -131,6 +131,7 @@ class Shard:
             segment = plan.open(name, verify=verify)
             self._append(segment.index(), segment.items(), plan.dead.get(name, NO_ROWS))
         self._added: Part | None = None
+        self._share = min(1.0, sum(part.items.num_rows for part in self._parts) / max(plan.size, 1))
         if self._parts:
             segments.refuse_doubles(self._alive_ids(), str(plan.folder))
 
@@ -205,21 +206,24 @@ class Shard:
         conditions = "" if where is None else filters.canonical(where)
         if where is not None and self._parts:
             filters.check(where, self._parts[0].items.schema)
-        effort = effort or self.plan.effort
+        effort = (effort or self.plan.effort).of_share(self._share)
         found = [part.search(queries, k, conditions, effort) for part in self._every]
-        scores = np.concatenate([one.scores for one in found] or [np.empty((len(queries), 0), np.float32)], axis=1)
-        rows = np.concatenate([one.rows for one in found] or [np.empty((len(queries), 0), np.int64)], axis=1)
-        return self._first(scores, rows, k)
-
-    def _first(self, scores: Vectors, rows: Rows, k: int) -> Found:
+        if len(found) == 1:
+            return self._first(found[0], k)
+        scores = np.concatenate([np.empty((len(queries), 0), np.float32), *(one.scores for one in found)], axis=1)
+        rows = np.concatenate([np.empty((len(queries), 0), np.int64), *(one.rows for one in found)], axis=1)
         order = np.argsort(-scores, axis=1, kind="stable")
-        sorted_ = np.take_along_axis(scores, order, 1)
-        if (sorted_[:, 1:] == sorted_[:, :-1]).any():
+        return self._first(Found(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)), k)
+
+    def _first(self, found: Found, k: int) -> Found:
+        """The first k of what is sorted by score, equal scores put in the order of their ids."""
+        scores, rows = found.scores, found.rows
+        if (scores[:, 1:] == scores[:, :-1]).any():
             distinct, place = np.unique(rows, return_inverse=True)
             ids = pc.rank(self._taken(["item_id"], distinct)["item_id"]).to_numpy()
             order = np.lexsort((ids[place.reshape(rows.shape)], -scores), axis=1)
-        order = order[:, :k]
-        return Found(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1))
+            scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        return Found(scores[:, :k], rows[:, :k])
 
     # --- showing ---------------------------------------------------------------------------------
 
