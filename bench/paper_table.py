@@ -17,6 +17,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+os.environ |= {  # before Ray is imported: the cluster listens on loopback alone, and is looked for there
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+
 import numpy as np
 import pyarrow.parquet as pq
 import typer
