@@ -168,3 +168,13 @@ def test_more_effort_costs_more_and_finds_more() -> None:
     assert tuning.ENOUGH <= 1
     assert Effort(lists=3, breadth=10).wider(2.5, made) == Effort(lists=8, breadth=25)
     assert Effort(lists=60).wider(2.5, made) == Effort(lists=64)
+
+
+def test_a_share_of_the_vectors_scores_its_share_of_the_best_again_and_a_margin() -> None:
+    effort = Effort(lists=8, again=400)
+    assert effort.of_share(1) == effort
+    assert effort.of_share(0.5) == Effort(lists=8, again=230)
+    assert effort.of_share(0.25) == Effort(lists=8, again=126)
+    random = np.random.default_rng(0)
+    of = np.stack([random.permutation(4000)[:400] % 4 == 0 for _ in range(300)]).sum(axis=1)  # of the best in a share
+    assert (of <= effort.of_share(0.25).again).mean() > 0.99

@@ -21,7 +21,7 @@ from askew import inputs, metrics, pages, tables
 from askew.errors import DataError
 
 PAGE = "report.html"
-MAIN, PHOTO_SIDE, PHOTOS_A_ROW = "nDCG@10", 96, 5
+MAIN, PHOTO_SIDE, PHOTOS_A_ROW = "nDCG@10", 96, 10
 NAMES = {
     "fused": "title and photo, fused", "adaptive": "title and photo, by the header P(q)", "text": "title alone",
     "image": "photo alone", "bm25": "BM25 over titles", "hybrid": "BM25 and the model, by rank",
@@ -34,9 +34,9 @@ GAINS = {
     "over_missing": "photos over none, by the same model",
 }
 STYLE = """
-.hits { display: flex; gap: .5rem; overflow-x: auto; margin: .3rem 0 } .hits figure { width: 7.5rem; flex: none }
-.hits img { width: 6rem; height: 6rem; object-fit: contain; background: #fff; border: 3px solid var(--line) }
-.hits .right img { border-color: #2e9e5b } .none { width: 6rem; height: 6rem; border: 3px dashed var(--line);
+.hits { display: flex; gap: .5rem; overflow-x: auto; margin: .3rem 0 } .hits figure { width: 6.2rem; flex: none }
+.hits img { width: 5.4rem; height: 5.4rem; object-fit: contain; background: #fff; border: 3px solid var(--line) }
+.hits .right img { border-color: #2e9e5b } .none { width: 5.4rem; height: 5.4rem; border: 3px dashed var(--line);
   display: grid; place-items: center; font-size: .75rem; color: var(--soft) }
 .measures th, .measures td { padding-inline-start: .8rem } figure svg { max-width: 46rem }
 .hits figcaption { font-size: .75rem; line-height: 1.25 } .best { font-weight: 700 } .pair { margin: 1.2rem 0 }
