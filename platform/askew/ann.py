@@ -36,11 +36,9 @@ CLASSES = {
 NEIGHBOURS = 32  # of HNSW
 TRAINED_ON = 64  # vectors for each list, where there are as many
 BLAS_FROM_BATCH = 8  # FAISS 1.15 scans row by row below a threshold that counts queries × dimensions
+MAX_LOOPS = 1 << 28  # of a file that is read: its checksum was right, and yet it should not take for ever
 SCORED_AT_ONCE = 1 << 22  # numbers
 SPARE, ROUNDING = 8, 1e-5  # a batch's matrix product rounds equal vectors apart, by their places
-
-# a file that is read is one whose checksum was right; and yet nothing in it should take all memory
-faiss.set_deserialization_loop_limit(1 << 28)
 
 
 class Design(Settings):
@@ -140,6 +138,7 @@ class Index:
     def read(cls, path: Path, design: Design) -> "Index":
         """Read an index file. Raises ArtifactError when it is none, or of another design."""
         do = "build the index again"
+        faiss.set_deserialization_loop_limit(MAX_LOOPS)
         try:
             index = faiss.read_index(str(path))
         except RuntimeError as error:
