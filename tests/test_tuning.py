@@ -176,5 +176,5 @@ def test_a_share_of_the_vectors_scores_its_share_of_the_best_again_and_a_margin(
     assert effort.of_share(0.5) == Effort(lists=8, again=230)
     assert effort.of_share(0.25) == Effort(lists=8, again=126)
     random = np.random.default_rng(0)
-    of = np.stack([random.permutation(4000)[:400] % 4 == 0 for _ in range(300)]).sum(axis=1)  # of the best in a share
+    of = np.stack([random.permutation(4000)[:400] % 4 == 0 for _ in range(300)]).sum(axis=1)  # of the best
     assert (of <= effort.of_share(0.25).again).mean() > 0.99
