@@ -54,26 +54,41 @@ Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 
-def made_up(size: int, dim: int, num_queries: int, seed: int = 7) -> tuple[Vectors, Vectors]:
-    """Clustered unit vectors (size, dim), and queries."""
-    random = np.random.default_rng(seed)
-    latent, categories, clusters = 32, 64, max(size // 200, 1)
-    centres = random.normal(size=(categories, latent))
-    products = centres[random.integers(categories, size=clusters)] + 0.5 * random.normal(size=(clusters, latent))
-    share = 1 / np.arange(1, clusters + 1) ** 0.8
-    of = random.choice(clusters, size, p=share / share.sum())
-    lift = np.linalg.qr(random.normal(size=(dim, latent)))[0].T
-    vectors = np.empty((size, dim), dtype=np.float32)
-    for at in range(0, size, 100_000):
-        here = slice(at, min(at + 100_000, size))
-        inner = products[of[here]] + 0.3 * random.normal(size=(len(of[here]), latent))
-        vectors[here] = inner @ lift + 0.15 * random.normal(size=(len(of[here]), dim))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    gap = random.normal(size=dim) / dim**0.5
-    queries = vectors[random.integers(size, size=num_queries)] + 0.25 * gap
-    queries = queries + 0.3 / dim**0.5 * random.normal(size=queries.shape)
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    return vectors, queries.astype(np.float32)
+class World:
+    """A made-up catalogue of so many items, drawn a part at a time."""
+
+    def __init__(self, size: int, dim: int, seed: int = 7) -> None:
+        random = np.random.default_rng(seed)
+        latent, categories, clusters = 32, 64, max(size // 200, 1)
+        centres = random.normal(size=(categories, latent))
+        of = random.integers(categories, size=clusters)
+        self._products = centres[of] + 0.5 * random.normal(size=(clusters, latent))
+        share = 1 / np.arange(1, clusters + 1) ** 0.8
+        self._share = share / share.sum()
+        self._lift = np.linalg.qr(random.normal(size=(dim, latent)))[0].T
+        self._gap = random.normal(size=dim) / dim**0.5
+        self.size, self.dim, self._seed = size, dim, seed
+
+    def vectors(self, part: int, size: int) -> Vectors:
+        """Draw part number `part`, of so many unit vectors, the same whenever it is drawn."""
+        random = np.random.default_rng((self._seed, part))
+        out = np.empty((size, self.dim), dtype=np.float32)
+        of = random.choice(len(self._products), size, p=self._share)
+        for at in range(0, size, 100_000):
+            products = self._products[of[at : at + 100_000]]
+            inner = products + 0.3 * random.normal(size=products.shape)
+            noise = 0.15 * random.normal(size=(len(inner), self.dim))
+            out[at : at + 100_000] = inner @ self._lift + noise
+        out /= np.linalg.norm(out, axis=1, keepdims=True)
+        return out
+
+    def queries(self, vectors: Vectors, count: int) -> Vectors:
+        """Draw queries near some of these vectors."""
+        random = np.random.default_rng((self._seed, 1 << 20))
+        found = vectors[random.integers(len(vectors), size=count)] + 0.25 * self._gap
+        found = found + 0.3 / self.dim**0.5 * random.normal(size=found.shape)
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        return found.astype(np.float32)
 
 
 def batches(queries: Vectors) -> Iterator[Vectors]:
@@ -423,7 +438,9 @@ def embedding(num_items: int) -> dict[str, float]:
 def measured(size: int, dim: int, num_queries: int, folder: Path) -> dict[str, Any]:
     """All figures of one width."""
     say(f"{size:,} vectors of {dim} dimensions")
-    vectors, queries = made_up(size, dim, num_queries)
+    world = World(size, dim)
+    vectors = world.vectors(0, size)
+    queries = world.queries(vectors, num_queries)
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     wanted = ann.exact(vectors, queries, K)[1]
     contenders, ours = frontier(vectors, queries, wanted, folder)
