@@ -218,11 +218,18 @@ class Shard:
     def _first(self, found: Found, k: int) -> Found:
         """The first k of what is sorted by score, equal scores put in the order of their ids."""
         scores, rows = found.scores, found.rows
-        if (scores[:, 1:] == scores[:, :-1]).any():
-            distinct, place = np.unique(rows, return_inverse=True)
-            ids = pc.rank(self._taken(["item_id"], distinct)["item_id"]).to_numpy()
-            order = np.lexsort((ids[place.reshape(rows.shape)], -scores), axis=1)
-            scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        equal = scores[:, 1:] == scores[:, :-1]
+        if equal.any():
+            some = np.flatnonzero(equal.any(axis=1))
+            tied = np.zeros((len(some), rows.shape[1]), dtype=np.bool_)
+            tied[:, 1:] |= equal[some]
+            tied[:, :-1] |= equal[some]
+            distinct, place = np.unique(rows[some][tied], return_inverse=True)
+            ids = np.zeros(tied.shape, dtype=np.int64)
+            ids[tied] = pc.rank(self._taken(["item_id"], distinct)["item_id"]).to_numpy()[place]
+            order = np.lexsort((ids, -scores[some]), axis=1)
+            rows = rows.copy()
+            rows[some] = np.take_along_axis(rows[some], order, 1)  # equal scores stay as they are
         return Found(scores[:, :k], rows[:, :k])
 
     # --- showing ---------------------------------------------------------------------------------
