@@ -146,15 +146,17 @@ def paired_bootstrap(a: Values, b: Values, resamples: int = 10_000, seed: int = 
     if len(a) != len(b) or len(a) < 2:
         found = f"{len(a)} and {len(b)} queries"
         raise DataError("two rankings of the same two or more queries", found, "judge more queries")
-    means = resampled((a - b)[:, None], resamples, seed)[:, 0]
-    low, high = np.quantile(means, [0.025, 0.975])
-    other = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    return {
-        "difference": float((a - b).mean()),
-        "low": float(low),
-        "high": float(high),
-        "p": min(1.0, 2 * (int(other) + 1) / (resamples + 1)),
-    }
+    return bootstrapped((a - b)[:, None], resamples, seed)[0]
+
+
+def bootstrapped(differences_NM: Values, resamples: int = 10_000, seed: int = 0) -> list[dict[str, float]]:
+    """Do what `paired_bootstrap` does for each column of differences, by the same resamples for all."""
+    means = resampled(differences_NM, resamples, seed)
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    other = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
+    p = np.minimum(1.0, 2 * (other + 1) / (resamples + 1))
+    columns = zip(differences_NM.mean(axis=0), low, high, p, strict=True)
+    return [dict(zip(("difference", "low", "high", "p"), map(float, column), strict=True)) for column in columns]
 
 
 def holm(ps: Sequence[float]) -> list[float]:
