@@ -132,7 +132,7 @@ def test_towers_overfit_64_pairs(fusion: str) -> None:
 def test_the_header_begins_with_nearly_all_of_the_fused_score() -> None:
     model = towers(header=True)
     gate = model.queries(batch()[0])[1]
-    assert gate.detach().numpy() == pytest.approx(torch.sigmoid(torch.tensor(2.0)).item(), abs=1e-6)
+    assert gate.detach().numpy() == pytest.approx(torch.sigmoid(torch.tensor(4.0)).item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["small", "medium", "resnet18", "mobilenet_v3_small", "vit_b_16"])

@@ -86,7 +86,7 @@ class TwoTower(nn.Module):
         if settings.header:
             self.header = nn.Linear(settings.dim, 1)
             nn.init.zeros_(self.header.weight)
-            nn.init.constant_(self.header.bias, 2.0)  # at first nearly all of S_m
+            nn.init.constant_(self.header.bias, 4.0)  # at first as good as all of S_m
         self.log_scale = nn.Parameter(torch.tensor(20.0).log())
 
     def start(self) -> None:
