@@ -270,9 +270,10 @@ def words(data: Path, steps: int, seeds: int, num_queries: int) -> str:
     return textwrap.fill(
         f"{steps:,} steps of 256 pairs for each row, {seeds} seeds, {num_queries:,} queries of `{data.name}`, "
         f"small towers from scratch; {datetime.date.today()}, commit {commit}, {machine}, no GPU. Small type: "
-        "95 % intervals over queries, each averaged over seeds. ▲ and ▼: better or worse than text only, p < 0.01 by a "
-        "paired bootstrap over queries after Holm's correction over the whole table. nDCG with linear gain. At this budget nothing is trained "
-        "to its end: compare rows, and take no figure for the best that a recipe can do.",
+        "95 % intervals over queries, each averaged over seeds. ▲ and ▼: better or worse than text only, p < 0.01 "
+        "by a paired bootstrap over queries after Holm's correction over the whole table. nDCG with linear gain. "
+        "At this budget nothing is trained to its end: compare rows, and take no figure for the best that a recipe "
+        "can do.",
         width=115,
     )
 
@@ -285,6 +286,7 @@ def main(
     seeds: int = 3,
     texts: Annotated[str, typer.Option(help="kinds of titles, by commas")] = "text",
     repeats: Annotated[str, typer.Option(help="JSON: how often queries are asked, by pattern")] = "{}",
+    note: Annotated[str, typer.Option(help="what a reader must know of the data")] = "",
     mlflow_port: int = 5002,
     dashboard_port: int = 8267,
     gcs_port: int = 6391,
@@ -307,6 +309,7 @@ def main(
         num_queries = len(rows[TEXT_ONLY][0]["by_text"][table.texts[0]][MEASURES[0]])
         told = words(data, steps, seeds, num_queries)
         steps_bring = against(rows, table.texts)
+        told = f"{told}\n\n{textwrap.fill(note, width=115)}" if note else told
         artifacts.write_text(out, markdown(rows, by_text, steps_bring, told))
         costs = {n: [{k: v for k, v in r.items() if k != "by_text"} for r in runs] for n, runs in rows.items()}
         found = {"what": told, "rows": by_text, "steps": steps_bring, "costs": costs}
