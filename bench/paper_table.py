@@ -270,10 +270,10 @@ def words(data: Path, steps: int, seeds: int, num_queries: int) -> str:
     return textwrap.fill(
         f"{steps:,} steps of 256 pairs for each row, {seeds} seeds, {num_queries:,} queries of `{data.name}`, "
         f"small towers from scratch; {datetime.date.today()}, commit {commit}, {machine}, no GPU. Small type: "
-        "95 % intervals over queries, each averaged over seeds. ▲ and ▼: better or worse than text only, p < "
-        "0.01 by a paired bootstrap over queries after Holm's correction over the whole table. nDCG with linear gain. "
-        "At this budget nothing is trained to its end: compare rows, and take no figure for the best that a "
-        "recipe can do.",
+        "95 % intervals over queries, each averaged over seeds. ▲ and ▼: better or worse than text only, "
+        "p < 0.01 by a paired bootstrap over queries after Holm's correction over the whole table. nDCG with "
+        "linear gain. At this budget nothing is trained to its end: compare rows, and take no figure for the "
+        "best that a recipe can do.",
         width=115,
     )
 
