@@ -233,6 +233,7 @@ def test_an_item_that_stands_twice_is_refused(index: Path, tmp_path: Path) -> No
 def test_a_segment_that_a_dead_worker_left_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "segment").mkdir()
     (tmp_path / "segment" / VECTORS).write_bytes(b"half")
+    (tmp_path / ".segment.999999").mkdir()
     segments.write(tmp_path / "segment", np.ones((1, DIM), dtype=np.float32), items(["a"]))
     assert faiss.read_index(str(tmp_path / "segment" / VECTORS)).ntotal == 1
     assert [p.name for p in tmp_path.iterdir()] == ["segment"]

@@ -109,6 +109,8 @@ def part(folder: Path, kind: str, inputs: Mapping[str, str]) -> Iterator[Draft]:
     worker left that died, is replaced.
     """
     work = Draft(folder.with_name(f".{folder.name}.{os.getpid()}"))
+    for stale in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(stale)
     work.folder.mkdir(parents=True)
     try:
         yield work
