@@ -326,7 +326,7 @@ def frontier(vectors: Vectors, queries: Vectors, wanted: Rows, folder: Path) -> 
 
 def exact_search(vectors: Vectors, queries: Vectors) -> dict[str, float]:
     """Exact search in batches and one by one, by FAISS as it comes and as we set it."""
-    flat = ann.Index.trained(Design(kind="flat", dim=vectors.shape[1]), vectors[:0])
+    flat = ann.Index.flat(vectors.shape[1])
     flat.add(vectors)
     few, own = queries[:BATCH], faiss.cvar.distance_compute_blas_threshold
 

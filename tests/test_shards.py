@@ -116,14 +116,6 @@ def test_equal_vectors_stand_by_id_wherever_they_lie(
     np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :k], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_shards", range(1, 10))
-def test_each_segment_is_of_one_shard_and_shards_differ_by_one_segment_at_most(num_shards: int) -> None:
-    every = [f"segment-{n:05d}" for n in range(9)]
-    shards = [assigned(every, number, num_shards) for number in range(num_shards)]
-    assert sorted(name for shard in shards for name in shard) == every
-    assert {len(shard) for shard in shards} <= {9 // num_shards, -(-9 // num_shards)}
-
-
 @given(st.dictionaries(st.text(), st.sampled_from([-0.0, 0.0, 0.5, 1.0])), st.integers(1, 4), st.integers(0, 9))
 def test_merging_is_sorting_whatever_the_order_of_shards(scores: dict[str, float], shards: int, k: int) -> None:
     hits = [{"item_id": i, "score": s} for i, s in sorted(scores.items(), key=lambda p: (-p[1], p[0]))]

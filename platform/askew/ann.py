@@ -135,6 +135,11 @@ class Index:
         return cls(design, index)
 
     @classmethod
+    def flat(cls, dim: int) -> "Index":
+        """Make an empty index that is searched exactly."""
+        return cls.trained(Design(kind="flat", dim=dim), np.empty((0, dim), dtype=np.float32))
+
+    @classmethod
     def read(cls, path: Path, design: Design) -> "Index":
         """Read an index file. Raises ArtifactError when it is none, or of another design."""
         do = "build the index again"

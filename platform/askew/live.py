@@ -41,9 +41,7 @@ class State(Settings):
     index: str  # the key of the index that the changes are to
     upto: int = 0  # the last change that the segments hold
     segments: dict[str, str] | None = None  # all of them in order, with their keys; None: those of the index
-    dead: dict[str, artifacts.File] = Field(
-        default_factory=dict
-    )  # of a segment, how the file of its deleted rows must be
+    dead: dict[str, artifacts.File] = Field(default_factory=dict)  # of a segment: the file of its deleted rows
 
     def files(self) -> set[str]:
         """Name what lies beside the state."""

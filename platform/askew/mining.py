@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from askew import artifacts, register, tables
 from askew.bm25 import BM25
-from askew.errors import ArtifactError
 from askew.models import Model
 from askew.negatives import NONE, Kind, Mined, NegativeSettings, Pairs
 from askew.pairing import Catalogue
@@ -48,11 +47,7 @@ class Miner:
             return cls(settings)
         registry = Registry(tracking_uri)
         version = registry.resolve(settings.model, settings.version)
-        if "askew.index" not in version.tags:
-            raise ArtifactError(
-                f"an index of {version.name} version {version.version}", "none", "run the index stage"
-            )
-        index, model = Path(version.tags["askew.index"]), registry.download(version, root)
+        index, model = version.index, registry.download(version, root)
         keys = {
             "negatives/model": artifacts.read(model, "model").key,
             "negatives/index": artifacts.read(index, "index").key,

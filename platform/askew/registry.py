@@ -48,6 +48,13 @@ class Version(Settings):
     source: str
     tags: dict[str, str]
 
+    @property
+    def index(self) -> Path:
+        """The folder of the index that was built by it. Raises ArtifactError when there is none."""
+        if (folder := self.tags.get("askew.index")) is None:
+            raise ArtifactError(f"an index of {self.name} version {self.version}", "none", "run the index stage")
+        return Path(folder)
+
 
 class Registry:
     """An MLflow server: where runs are logged and models are registered."""

@@ -83,7 +83,7 @@ def write(folder: Path, vectors: Vectors, items: pa.Table, empty: Index | None =
             "finite vectors", f"{len(bad)} that are not, of items {bad[:5]}", "train the model again"
         )
     refuse_doubles(items["item_id"], str(folder))
-    index = exact(vectors.shape[1]) if empty is None else empty.copy()
+    index = Index.flat(vectors.shape[1]) if empty is None else empty.copy()
     index.add(vectors)
     with artifacts.part(folder, "segment", {"release": release}) as draft:
         index.write(draft.folder / VECTORS)
@@ -99,14 +99,9 @@ def write_items(path: Path, items: pa.Table) -> None:
         writer.write_table(items.combine_chunks())
 
 
-def exact(dim: int) -> Index:
-    """Make an empty index that is searched exactly."""
-    return Index.trained(Design(kind="flat", dim=dim), np.empty((0, dim), dtype=np.float32))
-
-
 def refuse_doubles(ids: pa.ChunkedArray, where: str) -> None:
     """Raise ArtifactError when an item stands more than once."""
-    counted = ids.combine_chunks().value_counts() if isinstance(ids, pa.ChunkedArray) else ids.value_counts()
+    counted = ids.value_counts()
     if len(counted) < len(ids):
         twice = [row["values"] for row in counted.filter(pc.greater(counted.field("counts"), 1)).to_pylist()]
         raise ArtifactError(f"each item once in {where}", f"{twice[:5]} more than once", AGAIN)
@@ -177,7 +172,7 @@ class Plan:
     def empty(self) -> Index:
         """Read the trained index that this one's segments start from."""
         if self.design.exact:
-            return exact(self.design.dim)
+            return Index.flat(self.design.dim)
         return Index.read(self.folder / EMPTY, self.design)
 
 

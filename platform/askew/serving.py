@@ -105,15 +105,13 @@ def build(settings: ServingSettings) -> serve.Application:
 
 def find_release(version: Version, num_shards: int) -> tuple[Plan, endpoint.Release]:
     """Find a version's index, and the release that both make."""
-    folder = version.tags.get("askew.index")
-    if folder is None:
-        raise ArtifactError(f"an index of {version.name} version {version.version}", "none", "run the index stage")
-    manifest = artifacts.read(Path(folder), "index", verify=False)
+    folder = version.index
+    manifest = artifacts.read(folder, "index", verify=False)
     if (made_by := manifest.inputs["model"]) != (key := version.tags.get("askew.model_key", "")):
         raise ArtifactError(
             f"an index made by model {key[:12]}", f"one made by {made_by[:12]}", "run the index stage"
         )
-    plan = Plan.read(Path(folder), version.tags.get("askew.release"))
+    plan = Plan.read(folder, version.tags.get("askew.release"))
     if num_shards > len(plan.segments):
         raise ConfigError(
             f"at most {len(plan.segments)} shards, one a segment", str(num_shards), "lower num_shards"

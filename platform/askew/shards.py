@@ -187,7 +187,7 @@ class Shard:
         if not items.num_rows:
             return
         start = sum(part.items.num_rows for part in self._parts)
-        before = self._added or Part(segments.exact(self.dim), items.slice(0, 0), start)
+        before = self._added or Part(Index.flat(self.dim), items.slice(0, 0), start)
         before.index.add(vectors)
         self._added = Part(before.index, pa.concat_tables([before.items, items]).combine_chunks(), start)
         self._added.delete(before.dead)
@@ -204,8 +204,6 @@ class Shard:
         if queries.ndim != 2 or queries.shape[1] != self.dim or not np.isfinite(queries).all():
             raise ValueError(f"queries must be finite and of shape (B, {self.dim}), not {queries.shape}")
         conditions = "" if where is None else filters.canonical(where)
-        if where is not None and self._parts:
-            filters.check(where, self._parts[0].items.schema)
         effort = (effort or self.plan.effort).of_share(self._share)
         found = [part.search(queries, k, conditions, effort) for part in self._every]
         if len(found) == 1:

@@ -92,7 +92,7 @@ class Measured(NamedTuple):
 
 def measure(index: Index, vectors: Vectors, queries: Vectors) -> Measured:
     """Search a segment by every effort up to where more finds nothing more, and exactly, in its own vectors."""
-    flat = Index.trained(Design(kind="flat", dim=index.design.dim), vectors[:0])
+    flat = Index.flat(index.design.dim)
     flat.add(vectors)
     scores, rows = _found(flat, queries, Effort())
     return Measured(scores, rows, [_climbed(index, ladder, queries, rows) for ladder in ann.ladders(index.design)])
@@ -100,9 +100,8 @@ def measure(index: Index, vectors: Vectors, queries: Vectors) -> Measured:
 
 def _found(index: Index, queries: Vectors, effort: Effort) -> tuple[Vectors, Rows]:
     parts = [index.search(queries[i : i + BATCH], K, effort) for i in range(0, len(queries), BATCH)]
-    return np.concatenate([scores[:, :K] for scores, _ in parts]), np.concatenate(
-        [rows[:, :K] for _, rows in parts]
-    )
+    scores, rows = zip(*parts, strict=True)
+    return np.concatenate([part[:, :K] for part in scores]), np.concatenate([part[:, :K] for part in rows])
 
 
 def _climbed(index: Index, ladder: Sequence[Effort], queries: Vectors, wanted: Rows) -> list[Rung]:

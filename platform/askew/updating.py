@@ -18,7 +18,7 @@ from askew import artifacts, segments, sources, tables
 from askew.cleaning import Cleaner, CleanSettings
 from askew.config import Settings
 from askew.datasets import Progress
-from askew.errors import ArtifactError, DataError
+from askew.errors import DataError
 from askew.fetching import FetchSettings
 from askew.live import Live
 from askew.models import Model
@@ -49,11 +49,10 @@ def update(settings: UpdateSettings) -> dict[str, Any]:
     """
     registry = Registry(settings.tracking_uri)
     version = registry.resolve(settings.model, settings.version)
-    if (folder := version.tags.get("askew.index")) is None:
-        raise ArtifactError(f"an index of {version.name} version {version.version}", "none", "run the index stage")
-    plan = segments.Plan.read(Path(folder), version.tags.get("askew.release"))
+    folder = version.index
+    plan = segments.Plan.read(folder, version.tags.get("askew.release"))
     root = settings.root.absolute()
-    with Live(Path(folder)) as writer:
+    with Live(folder) as writer:
         done = {"upserted": 0, "quarantined": 0, "deleted": 0}
         if settings.data:
             model = Model.load(registry.download(version, root), settings.device)
@@ -62,7 +61,7 @@ def update(settings: UpdateSettings) -> dict[str, Any]:
             done["deleted"] = _deleted(settings.deleted, writer, settings.batch_size)
         if settings.compact:
             writer.compact()
-        return {"index": folder, "change": writer.last, **done, "rows": done["upserted"] + done["deleted"]}
+        return {"index": str(folder), "change": writer.last, **done, "rows": done["upserted"] + done["deleted"]}
 
 
 def _upserted(
