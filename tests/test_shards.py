@@ -276,6 +276,30 @@ def test_changes_are_found_at_once_and_deletions_never_again(kind: str, tmp_path
     assert shard.hits(shard.search(vectors[:1], 5, {"colour": "red", "brand": None}))[0][0]["item_id"] == "new"
 
 
+def test_what_was_added_and_deleted_stays_deleted_when_more_is_added(tmp_path: Path) -> None:
+    vectors, _ = clustered(5, 30, 8, 1)
+    table = shop(30)
+    shard = Shard(Plan.read(make(tmp_path, vectors[:20], table.slice(0, 20), [10])))
+    added = table["item_id"].to_pylist()[20:]
+    shard.upsert(vectors[20:25], table.slice(20, 5))
+    shard.delete(added[:2])
+    shard.upsert(vectors[25:], table.slice(25, 5))
+    [hits] = shard.hits(shard.search(vectors[20:21], 30))
+    assert len(hits) == shard.size == 28
+    assert {hit["item_id"] for hit in hits}.isdisjoint(added[:2])
+
+
+def test_the_fewer_pass_a_filter_the_wider_is_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("askew.shards.EXACT_BELOW", 0)
+    vectors, queries = clustered(6, 2000, 16, 40)
+    table = shop(2000)
+    shard = Shard(Plan.read(make(tmp_path, vectors, table, [900], Design(kind="ivf_flat", dim=16, lists=32))))
+    red = np.arange(0, 2000, 10)
+    wanted = red[np.argsort(-queries @ vectors[red].T, axis=1)[:, :10]]
+    found = shard.search(queries, 10, {"colour": "red"}, Effort(lists=2)).rows
+    assert np.mean([np.isin(w, f).mean() for w, f in zip(wanted, found, strict=True)]) >= 0.97
+
+
 def test_a_filter_that_does_not_fit_is_refused_before_anything_is_searched(tmp_path: Path) -> None:
     vectors, queries = clustered(4, 20, 8, 1)
     shard = Shard(Plan.read(make(tmp_path, vectors, shop(20), [10])))
