@@ -1,6 +1,6 @@
 """What embedding by the index stage costs beyond the model: Ray Data's actors against a loop, in processor time.
 
-Both embed the same made-up items over and over, by small towers of random weights, one thread each. The stage's
+Both embed the same made-up items over and over, by small towers of random weights (photos of 128 pixels), one thread each. The stage's
 time is that of all of Ray's processes; the loop has its texts and photos in memory.
 """
 
@@ -23,7 +23,7 @@ from askew.inputs import Tokens
 from askew.models import Model
 from askew.towers import TowerSettings, TwoTower
 
-NUM_DRAWN, BATCH = 2_000, 256
+NUM_DRAWN, BATCH, IMAGE_SIZE = 2_000, 256, 128
 
 
 def embedded(num_items: int) -> dict[str, float]:
@@ -33,7 +33,7 @@ def embedded(num_items: int) -> dict[str, float]:
         ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
         try:
             drawn = catalogue.draw(catalogue.DrawSettings(root=root, num_items=NUM_DRAWN))["artifact"]
-            made = Path(triplets.prepare(triplets.PrepareSettings(data=drawn, root=root))["artifact"])
+            made = Path(triplets.prepare(triplets.PrepareSettings(data=drawn, root=root, image_size=IMAGE_SIZE))["artifact"])
             model = _model(root, made)
             rounds = -(-num_items // NUM_DRAWN)
             loop_s = _loop(model, made, rounds)
@@ -49,7 +49,7 @@ def _model(root: Path, made: Path) -> Path:
     titles = [str(t) for t in tables.column(tables.parts(made / "items"), "text").to_pylist()]
     tokens = Tokens.train(titles, 2000)
     with artifacts.draft(root, "model", {}, {}) as draft:
-        Model(TwoTower(TowerSettings(), tokens.size), tokens).save(draft.folder)
+        Model(TwoTower(TowerSettings(image_size=IMAGE_SIZE), tokens.size), tokens).save(draft.folder)
     return artifacts.place(root, "model", artifacts.key("model", {}, {}))
 
 
@@ -69,12 +69,15 @@ def _loop(folder: Path, made: Path, rounds: int) -> float:
 def _stage(folder: Path, made: Path, root: Path, rounds: int) -> float:
     rows = pq.read_table(made / "items", columns=["has_image"]).num_rows
     units = [
-        {"start": 0, "stop": rows, "vectors": str(root / f"{n}.npy"), "bad": str(root / f"{n}.parquet")}
+        {
+            "number": n, "group": [n], "start": 0, "stop": rows, "parts": str(root),
+            "bad": str(root / f"{n}.parquet"),
+        }
         for n in range(rounds)
-    ]
+    ]  # fmt: skip
     with Watched() as watched:
         datasets.spread(units, Embedder, "embedded", (str(folder), str(made), BATCH), 2)
-    if len(np.load(root / "0.npy")) != rows:
+    if len(np.load(root / "00000-00000.npy")) != rows:
         raise RuntimeError("other vectors than items")
     return watched.processor_s
 

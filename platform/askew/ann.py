@@ -34,6 +34,7 @@ CLASSES = {
     "ivf_pq": "IndexIVFPQFastScan", "ivf_rabitq": "IndexIVFRaBitQFastScan", "hnsw": "IndexHNSWFlat",
 }  # fmt: skip
 NEIGHBOURS = 32  # of HNSW
+BITS = 2  # of a dimension in RaBitQ: with one, four times as many must be scored again
 TRAINED_ON = 64  # vectors for each list, where there are as many
 BLAS_FROM_BATCH = 8  # FAISS 1.15 scans row by row below a threshold that counts queries × dimensions
 MAX_LOOPS = 1 << 28  # of a file that is read: its checksum was right, and yet it should not take for ever
@@ -64,7 +65,7 @@ class Design(Settings):
         """The string of faiss.index_factory."""
         codes = {
             "flat": "Flat", "ivf_flat": "Flat", "ivf_sq8": "SQ8", "ivf_pq": f"PQ{self.dim // 2}x4fs",
-            "ivf_rabitq": "RaBitQfs", "hnsw": f"HNSW{NEIGHBOURS}",
+            "ivf_rabitq": f"RaBitQfs{BITS}", "hnsw": f"HNSW{NEIGHBOURS}",
         }[self.kind]  # fmt: skip
         refined = "" if self.refine == "none" else f",Refine({REFINES[self.refine]})"
         return (f"IVF{self.lists}," if self.lists else "") + codes + refined
@@ -74,7 +75,7 @@ class Design(Settings):
         """Bytes that an item takes in memory, without the centroids."""
         code = {
             "flat": 4 * self.dim, "ivf_flat": 4 * self.dim, "ivf_sq8": self.dim, "ivf_pq": self.dim / 4,
-            "ivf_rabitq": self.dim / 8 + 8, "hnsw": 4 * self.dim + 4 * 2 * NEIGHBOURS + 16,
+            "ivf_rabitq": BITS * self.dim / 8 + 20, "hnsw": 4 * self.dim + 4 * 2 * NEIGHBOURS + 16,
         }[self.kind]  # fmt: skip
         number = 8 if self.lists else 0
         return code + number + (0 if self.refine == "none" else BYTES[self.refine] * self.dim)
@@ -102,9 +103,9 @@ class Effort(Settings):
     def of_share(self, share: float) -> "Effort":
         """The same for a part that holds this share of all vectors, at random: it holds so many of the best.
 
-        Three standard deviations more are scored again than are expected there.
+        Two standard deviations more are scored again than are expected there.
         """
-        again = self.again * share + 3 * (self.again * share * (1 - share)) ** 0.5
+        again = self.again * share + 2 * (self.again * share * (1 - share)) ** 0.5
         return self.model_copy(update={"again": int(np.ceil(again))})
 
 
@@ -286,8 +287,8 @@ def exact(vectors: Vectors, queries: Vectors, k: int) -> tuple[Vectors, Rows]:
 
 
 def lists_of(size: int) -> int:
-    """How many inverted lists suit so many vectors: the power of two that is nearest to four times the root."""
-    return int(2 ** np.clip(np.round(np.log2(4 * max(size, 1) ** 0.5)), 4, 20))
+    """How many inverted lists suit so many vectors: the power of two that is nearest to twice the root."""
+    return int(2 ** np.clip(np.round(np.log2(2 * max(size, 1) ** 0.5)), 4, 20))
 
 
 def sample_size(design: Design) -> int:
@@ -304,7 +305,7 @@ def ladders(design: Design) -> list[list[Effort]]:
     steps = sorted({min(design.lists, round(2 ** (i / 2))) for i in range(2 * 21)})
     if design.refine == "none":
         return [[Effort(lists=n) for n in steps]]
-    return [[Effort(lists=n, again=again) for n in steps] for again in (200, 400, 800, 1600)]
+    return [[Effort(lists=n, again=again) for n in steps] for again in (100, 200, 400, 800, 1600)]
 
 
 def _floats(vectors: Vectors) -> Vectors:

@@ -81,6 +81,11 @@ class Part:
         return found[there]
 
     @functools.cached_property
+    def batches(self) -> list[pa.RecordBatch]:
+        """The items, a batch for each segment's file."""
+        return [batch for batch in self.items.to_batches() if batch.num_rows]
+
+    @functools.cached_property
     def _places(self) -> tuple[Rows, NDArray[np.uint64]]:
         known = np.concatenate([hashes(chunk) for chunk in self.items["item_id"].chunks])
         order = np.argsort(known, kind="stable")
@@ -235,14 +240,22 @@ class Shard:
     def hits(self, found: Found) -> list[list[dict[str, Any]]]:
         """Fetch item_id, score, title and display fields of found rows, a list for each query."""
         num, k = found.rows.shape
+        if not found.rows.size:
+            return [[] for _ in range(num)]
         records = self._taken(SHOWN, found.rows.ravel()).to_pylist()
         scores = found.scores.ravel().tolist()
         every = [{**record, "score": score} for record, score in zip(records, scores, strict=True)]
         return [every[at * k : (at + 1) * k] for at in range(num)]
 
     def _taken(self, columns: list[str], rows: Rows) -> pa.Table:
-        every = pa.concat_tables([part.items.select(columns) for part in self._every])
-        return every.take(pa.array(rows))
+        """Fetch rows from the chunks that hold them; Table.take would copy every chunk together first."""
+        batches = [batch for part in self._every for batch in part.batches]
+        starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+        chunk = np.searchsorted(starts, rows, side="right") - 1
+        some = np.unique(chunk)
+        order = np.argsort(chunk, kind="stable")
+        found = [batches[n].select(columns).take(pa.array(rows[chunk == n] - starts[n])) for n in some]
+        return pa.Table.from_batches(found).take(pa.array(np.argsort(order, kind="stable")))
 
 
 def merge(answers: Sequence[Sequence[dict[str, Any]]], k: int) -> list[dict[str, Any]]:
