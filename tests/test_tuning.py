@@ -36,12 +36,12 @@ def test_a_kind_that_is_named_is_taken(kind: str) -> None:
 
 
 def test_memory_decides_and_what_would_fit_is_said() -> None:
-    gib = 1_000_000 * (DIM / 8 + 16) / 2**30
+    gib = 1_000_000 * (ann.BITS * DIM / 8 + 28) / 2**30
     assert chosen(1_000_000, memory_gib=gib + 1_000_000 * 2 * DIM / 2**30).refine == "fp16"
     assert chosen(1_000_000, memory_gib=gib + 1_000_000 * DIM / 2**30).refine == "sq8"
     assert chosen(40_000, memory_gib=0.002).kind == "ivf_rabitq"
     with pytest.raises(
-        ConfigError, match=r"memory_gib of at least 0\.0317 for 1,000,000 vectors of 16 dimensions; found"
+        ConfigError, match=r"memory_gib of at least 0\.0447 for 1,000,000 vectors of 16 dimensions; found"
     ):
         chosen(1_000_000, memory_gib=gib)
 
@@ -108,7 +108,7 @@ def test_the_recall_that_is_promised_is_the_recall_of_the_joined_index(made: Des
     for number, (index, own) in enumerate(zip(parts, np.array_split(vectors, 3), strict=True)):
         index.add(own)
         paths.append(tmp_path / f"{number}.npz")
-        save(paths[-1], measure(index, own, queries))
+        save(paths[-1], measure(index, empty, own, queries, 1 / 3))
     every = settings(made, paths)
     best = cheapest(every, 0.97)
     assert all(one.seconds >= best.seconds for one in every if min(one.recall.values()) >= 0.97)
@@ -128,7 +128,7 @@ def test_the_recall_that_is_promised_is_the_recall_of_the_joined_index(made: Des
             [len({*e[:k]} & {*r[:k]}) / k for e, r in zip(exact.tolist(), rows.tolist(), strict=True)]
         )
         assert recall >= 0.97
-        assert recall == pytest.approx(best.recall[k], abs=0.02)
+        assert recall == pytest.approx(best.recall[k], abs=0.005)
     assert made.kind != "flat" or best.recall == {10: 1.0, 100: 1.0}
 
 
@@ -136,9 +136,10 @@ def test_segments_of_fewer_items_than_are_asked_for_are_measured(tmp_path: Path)
     made = Design(kind="ivf_flat", dim=DIM, lists=2)
     vectors, queries = clustered(60, 5)
     for number, own in enumerate((vectors[:7], vectors[7:])):
-        index = Index.trained(made, vectors)
+        empty = Index.trained(made, vectors)
+        index = empty.copy()
         index.add(own)
-        save(tmp_path / f"{number}.npz", measure(index, own, queries))
+        save(tmp_path / f"{number}.npz", measure(index, empty, own, queries, len(own) / 60))
     every = settings(made, sorted(tmp_path.glob("*.npz")))
     assert cheapest(every, 1).recall == {10: 1.0, 100: 1.0}
 
@@ -148,7 +149,7 @@ def test_a_recall_that_no_effort_holds_is_said_with_the_best_there_is(tmp_path: 
     made = Design(kind="ivf_rabitq", dim=DIM, lists=16)
     index = Index.trained(made, vectors)
     index.add(vectors)
-    save(tmp_path / "0.npz", measure(index, vectors, queries))
+    save(tmp_path / "0.npz", measure(index, Index.trained(made, vectors), vectors, queries))
     with pytest.raises(
         ConfigError, match=r"a recall of 0\.99 at 10 and at 100; found 0\.\d+ at most; lower recall_target"
     ):
@@ -160,11 +161,12 @@ def test_more_effort_costs_more_and_finds_more() -> None:
     made = Design(kind="ivf_flat", dim=DIM, lists=64)
     index = Index.trained(made, vectors)
     index.add(vectors)
-    [ladder] = measure(index, vectors, queries).ladders
+    rungs = measure(index, Index.trained(made, vectors), vectors, queries).rungs
     exact = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
-    hits = [np.mean([np.isin(e, r[:10]).mean() for e, r in zip(exact, rung.rows, strict=True)]) for rung in ladder]
+    hits = [np.mean([np.isin(e, r[:10]).mean() for e, r in zip(exact, rung.rows, strict=True)]) for rung in rungs]
     assert hits == sorted(hits)
-    assert [rung.effort.lists for rung in ladder] == sorted({rung.effort.lists for rung in ladder})
+    [ladder] = ann.ladders(made)
+    assert [effort.lists for effort in ladder] == sorted({effort.lists for effort in ladder})
     assert tuning.ENOUGH <= 1
     assert Effort(lists=3, breadth=10).wider(2.5, made) == Effort(lists=8, breadth=25)
     assert Effort(lists=60).wider(2.5, made) == Effort(lists=64)
@@ -173,8 +175,8 @@ def test_more_effort_costs_more_and_finds_more() -> None:
 def test_a_share_of_the_vectors_scores_its_share_of_the_best_again_and_a_margin() -> None:
     effort = Effort(lists=8, again=400)
     assert effort.of_share(1) == effort
-    assert effort.of_share(0.5) == Effort(lists=8, again=230)
-    assert effort.of_share(0.25) == Effort(lists=8, again=126)
+    assert effort.of_share(0.5) == Effort(lists=8, again=220)
+    assert effort.of_share(0.25) == Effort(lists=8, again=118)
     random = np.random.default_rng(0)
     of = np.stack([random.permutation(4000)[:400] % 4 == 0 for _ in range(300)]).sum(axis=1)  # of the best
-    assert (of <= effort.of_share(0.25).again).mean() > 0.99
+    assert (of <= effort.of_share(0.25).again).mean() > 0.97

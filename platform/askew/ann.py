@@ -196,7 +196,8 @@ class Index:
         selector = _Selector(mask)
         if self.design.exact:
             return self._exact(queries, k, selector, self.size if mask is None else int(mask.sum()))
-        k = min(k, self.size)
+        if not (k := min(k, self.size)):
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         scores, rows = self._index.search(queries, k, params=self._params(k, effort, selector))
         if (rows[:, -1] < 0).any():
             scores[rows < 0] = -np.inf
@@ -207,11 +208,26 @@ class Index:
             return faiss.SearchParametersHNSW(efSearch=max(effort.breadth, 16), **selector.argument)
         if not self.design.lists:
             return faiss.SearchParameters(**selector.argument)
-        params = faiss.SearchParametersIVF(nprobe=max(effort.lists, 1), **selector.argument)
+        params = self._coarse(effort, selector)
         if self.design.refine == "none":
             return params
         again = min(max(effort.again, k), self.size)
         return faiss.IndexRefineSearchParameters(k_factor=again / k, base_index_params=params)
+
+    def probe(self, queries: Vectors, effort: Effort) -> None:
+        """Do to an empty index what a search does before it looks at vectors: find the lists, make the tables."""
+        if self.design.lists:
+            faiss.extract_index_ivf(self._index).search(queries, 1, params=self._coarse(effort, _Selector(None)))
+
+    def candidates(self, queries: Vectors, effort: Effort) -> tuple[Vectors, Rows]:
+        """Find those that a search of this effort scores again: their scores by short codes, (B, M), and rows."""
+        k = max(1, min(effort.again, self.size))
+        ivf = faiss.extract_index_ivf(self._index)
+        found: tuple[Vectors, Rows] = ivf.search(queries, k, params=self._coarse(effort, _Selector(None)))
+        return found
+
+    def _coarse(self, effort: Effort, selector: "_Selector") -> Any:
+        return faiss.SearchParametersIVF(nprobe=max(effort.lists, 1), **selector.argument)
 
     def _exact(self, queries: Vectors, k: int, selector: "_Selector", there: int) -> tuple[Vectors, Rows]:
         params = faiss.SearchParameters(**selector.argument)

@@ -98,10 +98,11 @@ class Build:
         embedder = (str(self.model), str(self.settings.triplets), self.settings.batch_size, self.settings.device)
         kept = self._spread(units, Embedder, "embedded segments", embedder)
         self._refuse(sum(r["items"] for r in kept), sum(r["bad"] for r in kept))
-        design = tuning.design(self.settings, sum(r["items"] - r["bad"] for r in kept), self.dim)
+        size = sum(r["items"] - r["bad"] for r in kept)
+        design = tuning.design(self.settings, size, self.dim)
         self._learn(design)
         queries = self._queries()
-        filler = (str(self.draft.folder), design.model_dump(), self.release, str(queries))
+        filler = (str(self.draft.folder), design.model_dump(), self.release, str(queries), size)
         filled = self._spread(units, Filler, "filled segments", filler)
         units = [unit for unit, result in zip(units, filled, strict=True) if result["items"]]
         segments.tell(self.draft, [Path(unit["folder"]).name for unit in units])
@@ -242,8 +243,9 @@ class Embedder:
 class Filler:
     """An actor that turns files of vectors into segments, and searches them by every effort."""
 
-    def __init__(self, folder: str, design: dict[str, Any], release: str, queries: str) -> None:
+    def __init__(self, folder: str, design: dict[str, Any], release: str, queries: str, total: int) -> None:
         ann.threads(1)
+        self._total = total
         self._design, self._release, self._queries = Design.model_validate(design), release, np.load(queries)
         self._empty = Index.read(Path(folder) / segments.EMPTY, self._design)
 
@@ -257,7 +259,8 @@ class Filler:
         folder = Path(unit["folder"])
         size = segments.write(folder, vectors, items, self._empty, self._release)
         index = Index.read(folder / segments.VECTORS, self._design)
-        tuning.save(Path(unit["found"]), tuning.measure(index, vectors, self._queries))
+        share = len(vectors) / self._total
+        tuning.save(Path(unit["found"]), tuning.measure(index, self._empty, vectors, self._queries, share))
         return {"items": len(vectors), "bytes": size}
 
 

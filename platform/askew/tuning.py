@@ -1,13 +1,13 @@
 """Tuning: what kind of index a catalogue gets, and how hard it is searched so that a recall holds.
 
 Segments are measured one by one, by anyone who has one: what a search of each effort finds in it, and what is
-there to be found. Put together, that is the recall over the whole catalogue, which no process need hold. Knows
-nothing of models or clusters.
-Shapes: Q queries, N vectors, D dimensions, K hits.
+there to be found. Put together, that is the recall over the whole catalogue joined to one index, which no process
+need hold. Knows nothing of models or clusters.
+Shapes: Q queries, N vectors, D dimensions, K hits, M that may be among them.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from askew.errors import ConfigError
 
 K = 100  # hits by which efforts are measured: recall@100, and @10 from the first of them
 BATCH = 32  # queries searched at once
+TIMED = 128  # queries by which time is taken
 ENOUGH = 0.9995  # of a segment's own best; more effort would find nothing more
 STALLED = 0.0005  # less gain than this over two rungs
 EXACT_UPTO = 50_000  # vectors that are searched exactly, if nothing else is asked
@@ -74,57 +75,86 @@ def _designs(settings: IndexKindSettings, size: int, dim: int) -> list[Design]:
 
 
 class Rung(NamedTuple):
-    """What searches of one effort found in a segment, and the processor seconds that a query took."""
+    """What Q queries find in a segment at one width of search: as many as may count over the whole catalogue."""
 
-    effort: Effort
-    scores: Vectors
-    rows: Rows
-    seconds: float
+    scores: Vectors  # (Q, M)
+    rows: Rows  # (Q, M)
+    codes: Vectors | None  # (Q, M) scores by short codes, by which it is chosen what is scored again
+    seconds: Sequence[float]  # of the processor, of a query, for each number that are scored again
+    idle: float  # of them, what a search of an empty index takes
 
 
 class Measured(NamedTuple):
-    """A segment's exact best for Q queries, and what each ladder's rungs found of them."""
+    """A segment's exact best for Q queries, and what searches find of them, from the narrowest to the widest."""
 
     exact_scores: Vectors
     exact_rows: Rows
-    ladders: Sequence[Sequence[Rung]]
+    rungs: Sequence[Rung]
 
 
-def measure(index: Index, vectors: Vectors, queries: Vectors) -> Measured:
-    """Search a segment by every effort up to where more finds nothing more, and exactly, in its own vectors."""
+def measure(index: Index, empty: Index, vectors: Vectors, queries: Vectors, share: float = 1.0) -> Measured:
+    """Search a segment up to where a wider search finds nothing more, and exactly, in its own vectors.
+
+    `empty` is the index that it was filled from, `share` its part of all vectors, which come to it at random.
+    """
     flat = Index.flat(index.design.dim)
     flat.add(vectors)
-    scores, rows = _found(flat, queries, Effort())
-    return Measured(scores, rows, [_climbed(index, ladder, queries, rows) for ladder in ann.ladders(index.design)])
-
-
-def _found(index: Index, queries: Vectors, effort: Effort) -> tuple[Vectors, Rows]:
-    parts = [index.search(queries[i : i + BATCH], K, effort) for i in range(0, len(queries), BATCH)]
-    scores, rows = zip(*parts, strict=True)
-    return np.concatenate([part[:, :K] for part in scores]), np.concatenate([part[:, :K] for part in rows])
-
-
-def _climbed(index: Index, ladder: Sequence[Effort], queries: Vectors, wanted: Rows) -> list[Rung]:
+    exact = _batched(queries, lambda batch: flat.search(batch, K, Effort()))
+    wanted = exact[1][:, : Effort(again=K).of_share(share).again]
     rungs: list[Rung] = []
     recalls: list[float] = []
-    for effort in ladder:
-        started = time.process_time()
-        scores, rows = _found(index, queries, effort)
-        seconds = (time.process_time() - started) / len(queries)
-        rungs.append(Rung(effort, scores, rows, seconds))
-        recalls.append(_hit(wanted, rows))
+    for efforts in _steps(index.design):
+        rungs.append(_rung(index, empty, efforts, queries, share))
+        recalls.append(_hit(wanted, rungs[-1].rows))
         if recalls[-1] >= ENOUGH or (len(recalls) > 4 and recalls[-1] - recalls[-3] < STALLED):
             break
-    return rungs
+    return Measured(*exact, rungs)
+
+
+def _steps(design: Design) -> list[tuple[Effort, ...]]:
+    """Efforts that look equally wide, from the narrowest to the widest."""
+    return list(zip(*ann.ladders(design), strict=True))
+
+
+def _rung(index: Index, empty: Index, efforts: Sequence[Effort], queries: Vectors, share: float) -> Rung:
+    own = [effort.of_share(share) for effort in efforts]
+    few, k = queries[:TIMED], Effort(again=K).of_share(share).again
+    timed = [_seconds(few, lambda batch, e=effort: index.search(batch, k, e)) for effort in own]  # type: ignore[misc]
+    idle = _seconds(few, lambda batch: empty.probe(batch, own[0]))
+    if index.design.refine == "none":
+        scores, rows = _batched(queries, lambda batch: index.search(batch, K, own[-1]))
+        return Rung(scores, rows, None, timed, idle)
+    codes, rows = _batched(queries, lambda batch: index.candidates(batch, own[-1]))
+    there = np.maximum(rows, 0)
+    scores, _ = _batched(np.arange(len(queries)), lambda at: (index.scores(queries[at], there[at]), rows[at]))
+    return Rung(scores, rows, codes, timed, idle)
+
+
+def _batched(of: NDArray[Any], search: Callable[[NDArray[Any]], tuple[Vectors, Rows]]) -> tuple[Vectors, Rows]:
+    found, rows = zip(*(search(of[at : at + BATCH]) for at in range(0, len(of), BATCH)), strict=True)
+    return np.concatenate(found), np.concatenate(rows)
+
+
+def _seconds(queries: Vectors, search: Callable[[Vectors], object]) -> float:
+    """The least of three times, of one query."""
+    times = []
+    for _ in range(3):
+        started = time.process_time()
+        for at in range(0, len(queries), BATCH):
+            search(queries[at : at + BATCH])
+        times.append(time.process_time() - started)
+    return min(times) / len(queries)
 
 
 def save(path: Path, measured: Measured) -> None:
     """Keep what was measured of a segment as an .npz file."""
     arrays: dict[str, NDArray[Any]] = {"exact_scores": measured.exact_scores, "exact_rows": measured.exact_rows}
-    for number, ladder in enumerate(measured.ladders):
-        arrays[f"{number}.scores"] = np.stack([rung.scores for rung in ladder])
-        arrays[f"{number}.rows"] = np.stack([rung.rows for rung in ladder])
-        arrays[f"{number}.seconds"] = np.array([rung.seconds for rung in ladder])
+    for step, rung in enumerate(measured.rungs):
+        arrays |= {f"{step}.scores": rung.scores, f"{step}.rows": rung.rows}
+        if rung.codes is not None:
+            arrays[f"{step}.codes"] = rung.codes
+    arrays["seconds"] = np.array([rung.seconds for rung in measured.rungs])
+    arrays["idle"] = np.array([rung.idle for rung in measured.rungs])
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
@@ -137,20 +167,53 @@ class Setting(NamedTuple):
 
 
 def settings(design: Design, paths: Sequence[Path]) -> list[Setting]:
-    """Put together what was measured of all segments: the recall and the cost of every effort."""
+    """Put together what was measured of all segments: recall and cost of every effort over them joined to one."""
     parts = [np.load(path) for path in paths]
-    truth = _merged([(part["exact_scores"], part["exact_rows"]) for part in parts])
-    found = []
-    for number, ladder in enumerate(ann.ladders(design)):
-        lengths = [len(part[f"{number}.seconds"]) for part in parts]
-        for step in range(max(lengths)):  # a segment that needed fewer rungs has at its last what it has at all
-            at = [min(step, length - 1) for length in lengths]
-            hits = [(p[f"{number}.scores"][a], p[f"{number}.rows"][a]) for p, a in zip(parts, at, strict=True)]
-            seconds = sum(float(p[f"{number}.seconds"][a]) for p, a in zip(parts, at, strict=True))
-            rows = _merged(hits)
-            recall = {k: _hit(truth[:, :k], rows[:, :k]) for k in (10, K)}
-            found.append(Setting(ladder[step], recall, seconds))
+    truth = _best(*_all(parts, "exact_scores", "exact_rows"))
+    lengths, found = [len(part["idle"]) for part in parts], []
+    for step, efforts in enumerate(_steps(design)[: max(lengths)]):
+        at = [min(step, length - 1) for length in lengths]  # at its last a segment has found what it has at all
+        scores, rows = _all(parts, *([f"{a}.{name}" for a in at] for name in ("scores", "rows")))
+        codes = None
+        if design.refine != "none":
+            codes, _ = _all(parts, *([f"{a}.{name}" for a in at] for name in ("codes", "rows")))
+        taken = np.array([part["seconds"][a] for part, a in zip(parts, at, strict=True)])
+        idle = np.array([part["idle"][a] for part, a in zip(parts, at, strict=True)])[:, None]
+        joined = design.kind != "hnsw"  # graphs are searched one by one
+        seconds = np.maximum(taken - idle, 0).sum(axis=0) + idle.max() if joined else taken.sum(axis=0)
+        for effort, cost in zip(efforts, seconds.tolist(), strict=True):
+            kept = scores if codes is None else np.where(_first(codes, effort.again), scores, -np.inf)
+            best = _best(kept, rows)
+            found.append(Setting(effort, {k: _hit(truth[:, :k], best[:, :k]) for k in (10, K)}, cost))
     return found
+
+
+def _all(
+    parts: Sequence[Mapping[str, NDArray[Any]]], values: str | Sequence[str], rows: str | Sequence[str]
+) -> tuple[Vectors, Rows]:
+    """What all segments have under these names, side by side; rows are told from those of other segments."""
+    values, rows = ([names] * len(parts) if isinstance(names, str) else names for names in (values, rows))
+    numbers = [part[name] for part, name in zip(parts, rows, strict=True)]
+    apart = [np.where(own < 0, -1, own + (n << 40)) for n, own in enumerate(numbers)]
+    scores = [part[name] for part, name in zip(parts, values, strict=True)]
+    there = np.concatenate(apart, axis=1)
+    return np.where(there < 0, -np.inf, np.concatenate(scores, axis=1)).astype(np.float32), there
+
+
+def _first(codes: Vectors, count: int) -> NDArray[np.bool_]:
+    """Which of (Q, M) are among each row's `count` greatest."""
+    if count >= codes.shape[1]:
+        return np.ones(codes.shape, dtype=np.bool_)
+    least = -np.partition(-codes, count - 1, axis=1)[:, [count - 1]]
+    return codes >= least
+
+
+def _best(scores: Vectors, rows: Rows) -> Rows:
+    """The rows of the K greatest scores; -1 where there are fewer."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+    none = np.isneginf(np.take_along_axis(scores, order, 1))
+    best: Rows = np.where(none, -1, np.take_along_axis(rows, order, 1))
+    return best
 
 
 def cheapest(every: Sequence[Setting], target: float) -> Setting:
@@ -165,16 +228,7 @@ def cheapest(every: Sequence[Setting], target: float) -> Setting:
     return min(holding, key=lambda one: one.seconds)
 
 
-def _merged(parts: Sequence[tuple[Vectors, Rows]]) -> Rows:
-    """The K best of all segments, (Q, K), each row told from those of other segments."""
-    scores = np.concatenate([scores for scores, _ in parts], axis=1)
-    rows = np.concatenate([np.where(rows < 0, -1, rows + (n << 40)) for n, (_, rows) in enumerate(parts)], axis=1)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :K]
-    merged: Rows = np.take_along_axis(rows, order, 1)
-    return merged
-
-
 def _hit(wanted: Rows, found: Rows) -> float:
-    """The mean share of each query's wanted rows that are among those found."""
-    shares = [np.isin(w, f).mean() for w, f in zip(wanted, found, strict=True)]
+    """The mean share of each query's wanted rows, of those that exist, that are among those found."""
+    shares = [np.isin(w[w >= 0], f).mean() for w, f in zip(wanted, found, strict=True)]
     return float(np.mean(shares))
