@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from askew import ann, tuning
 from askew.ann import Design, Effort, Index
 from askew.errors import ConfigError
-from askew.tuning import IndexKindSettings, cheapest, design, measure, save, settings
+from askew.tuning import IndexKindSettings, Measured, Rung, cheapest, design, measure, save, settings
 
 DIM = 16
 
@@ -180,3 +180,17 @@ def test_a_share_of_the_vectors_scores_its_share_of_the_best_again_and_a_margin(
     random = np.random.default_rng(0)
     of = np.stack([random.permutation(4000)[:400] % 4 == 0 for _ in range(300)]).sum(axis=1)  # of the best
     assert (of <= effort.of_share(0.25).again).mean() > 0.97
+
+
+def test_rows_of_one_segment_are_not_taken_for_those_of_another(tmp_path: Path) -> None:
+    rows = np.arange(100)[None]
+    low, high = (
+        np.linspace(0.2, 0.1, 100, dtype=np.float32)[None],
+        np.linspace(0.9, 0.8, 100, dtype=np.float32)[None],
+    )
+    found = Rung(low, rows, None, [0.0], 0.0)
+    nothing = Rung(np.full_like(low, -np.inf), np.full_like(rows, -1), None, [0.0], 0.0)
+    save(tmp_path / "0.npz", Measured(low, rows, [found]))
+    save(tmp_path / "1.npz", Measured(high, rows, [nothing]))
+    [setting] = settings(Design(kind="flat", dim=DIM), [tmp_path / "0.npz", tmp_path / "1.npz"])
+    assert setting.recall == {10: 0.0, 100: 0.0}
