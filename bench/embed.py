@@ -1,7 +1,7 @@
 """What embedding by the index stage costs beyond the model: Ray Data's actors against a loop, in processor time.
 
-Both embed the same made-up items over and over, by small towers of random weights (photos of 128 pixels), one thread each. The stage's
-time is that of all of Ray's processes; the loop has its texts and photos in memory.
+Both embed the same made-up items over and over, by small towers of random weights (photos of 128 pixels), one thread
+each. The stage's time is that of all of Ray's processes; the loop has its texts and photos in memory.
 """
 
 import contextlib
@@ -33,7 +33,11 @@ def embedded(num_items: int) -> dict[str, float]:
         ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
         try:
             drawn = catalogue.draw(catalogue.DrawSettings(root=root, num_items=NUM_DRAWN))["artifact"]
-            made = Path(triplets.prepare(triplets.PrepareSettings(data=drawn, root=root, image_size=IMAGE_SIZE))["artifact"])
+            made = Path(
+                triplets.prepare(triplets.PrepareSettings(data=drawn, root=root, image_size=IMAGE_SIZE))[
+                    "artifact"
+                ]
+            )
             model = _model(root, made)
             rounds = -(-num_items // NUM_DRAWN)
             loop_s = _loop(model, made, rounds)

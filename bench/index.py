@@ -226,8 +226,8 @@ class Ours:
 
     def __init__(self, design: Design, folder: Path) -> None:
         self._design, self.folder = design, folder
-        most = design.lists // 8
-        self.settings = [e for ladder in ann.ladders(design) for e in ladder if 4 <= e.lists <= most]
+        middle = range(design.lists // 128, design.lists // 16 + 1)
+        self.settings = [e for ladder in ann.ladders(design) for e in ladder if e.lists in middle]
         self.effort = Effort()  # that the builder would take
 
     def build(self, vectors: Vectors) -> None:
@@ -290,10 +290,10 @@ def climbed(contender: Contender, queries: Vectors, wanted: Rows) -> list[dict[s
 
 
 def chosen(points: Sequence[Mapping[str, Any]], ks: Sequence[int] = (10,)) -> Mapping[str, Any]:
-    """The cheapest point that holds the recall; the best in recall if none does."""
+    """The cheapest point that holds the recall, or, if none does, that is within 0.0005 of the best there is."""
     recalls = [min(point[f"recall@{k}"] for k in ks) for point in points]
-    holding = [point for point, recall in zip(points, recalls, strict=True) if recall >= RECALL]
-    return min(holding, key=lambda p: p["ms"]) if holding else points[int(np.argmax(recalls))]
+    least = min(RECALL, max(recalls) - 0.0005)
+    return min((p for p, r in zip(points, recalls, strict=True) if r >= least), key=lambda p: p["ms"])
 
 
 def frontier(vectors: Vectors, queries: Vectors, wanted: Rows, folder: Path) -> tuple[dict[str, Any], Ours]:

@@ -312,4 +312,4 @@ def test_a_filter_that_does_not_fit_is_refused_before_anything_is_searched(tmp_p
 
 
 def test_lists_grow_with_the_root_of_the_catalogue() -> None:
-    assert [lists_of(n) for n in (1, 10_000, 1_000_000, 100_000_000)] == [16, 256, 2048, 16384]
+    assert [lists_of(n) for n in (1, 10_000, 1_000_000, 100_000_000)] == [16, 128, 1024, 8192]

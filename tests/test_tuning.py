@@ -22,7 +22,7 @@ def chosen(size: int, **wanted: object) -> Design:
 def test_small_catalogues_are_searched_exactly_and_large_ones_by_short_codes() -> None:
     assert chosen(50_000).kind == "flat"
     large = chosen(1_000_000)
-    assert (large.kind, large.refine, large.lists) == ("ivf_rabitq", "fp16", 2048)
+    assert (large.kind, large.refine, large.lists) == ("ivf_rabitq", "fp16", 1024)
     assert chosen(1_000_000, recall_target=1).kind == "flat"
 
 
@@ -30,7 +30,7 @@ def test_small_catalogues_are_searched_exactly_and_large_ones_by_short_codes() -
 def test_a_kind_that_is_named_is_taken(kind: str) -> None:
     found = chosen(1000, kind=kind)
     assert found.kind == kind
-    assert found.lists == (64 if kind.startswith("ivf") else 0)
+    assert found.lists == (32 if kind.startswith("ivf") else 0)
     assert chosen(1000, kind=kind, lists=7).lists == (7 if kind.startswith("ivf") else 0)
     assert found.refine == ("fp16" if kind in ("ivf_pq", "ivf_rabitq") else "none")
 

@@ -27,6 +27,7 @@ Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 REFINED = ("ivf_pq", "ivf_rabitq")  # kinds whose codes are so short that their best are scored again
+AGAIN = (100, 150, 200, 300, 400, 600, 800, 1600)  # of their best that are tried
 BYTES = {"sq8": 1, "fp16": 2, "fp32": 4}  # of a dimension
 REFINES = {"sq8": "SQ8", "fp16": "SQfp16", "fp32": "Flat"}
 CLASSES = {
@@ -114,6 +115,8 @@ class Index:
 
     def __init__(self, design: Design, index: Any) -> None:
         self.design, self._index = design, index
+        if design.kind in REFINED:  # query by query: few of a batch look into the same of many lists
+            faiss.downcast_index(faiss.extract_index_ivf(index)).implem = 10
         faiss.cvar.distance_compute_blas_threshold = BLAS_FROM_BATCH * design.dim
 
     @property
@@ -303,8 +306,8 @@ def exact(vectors: Vectors, queries: Vectors, k: int) -> tuple[Vectors, Rows]:
 
 
 def lists_of(size: int) -> int:
-    """How many inverted lists suit so many vectors: the power of two that is nearest to twice the root."""
-    return int(2 ** np.clip(np.round(np.log2(2 * max(size, 1) ** 0.5)), 4, 20))
+    """How many inverted lists suit so many vectors: the power of two that is nearest to the root."""
+    return int(2 ** np.clip(np.round(np.log2(max(size, 1) ** 0.5)), 4, 20))
 
 
 def sample_size(design: Design) -> int:
@@ -318,10 +321,10 @@ def ladders(design: Design) -> list[list[Effort]]:
         return [[Effort()]]
     if design.kind == "hnsw":
         return [[Effort(breadth=b) for b in (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)]]
-    steps = sorted({min(design.lists, round(2 ** (i / 2))) for i in range(2 * 21)})
+    steps = sorted({min(design.lists, round(2 ** (i / 3))) for i in range(3 * 21)})
     if design.refine == "none":
         return [[Effort(lists=n) for n in steps]]
-    return [[Effort(lists=n, again=again) for n in steps] for again in (100, 200, 400, 800, 1600)]
+    return [[Effort(lists=n, again=again) for n in steps] for again in AGAIN]
 
 
 def _floats(vectors: Vectors) -> Vectors:
