@@ -1,7 +1,7 @@
 """What embedding by the index stage costs beyond the model: Ray Data's actors against a loop, in processor time.
 
-Both embed the same made-up items over and over, by small towers of random weights (photos of 128 pixels), one thread
-each. The stage's time is that of all of Ray's processes; the loop has its texts and photos in memory.
+Both embed the same made-up items over and over, by small towers of random weights (photos of 128 pixels), one
+thread each. The stage's time is that of all of Ray's processes; the loop has its texts and photos in memory.
 """
 
 import contextlib

@@ -1,17 +1,21 @@
 """Units of work on a real Ray cluster: order, actors, and errors in their own words."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from askew import datasets
-from askew.errors import DataError
+from askew.errors import ArtifactError, DataError
 
 
 def square(unit: dict[str, Any]) -> dict[str, Any]:
     if unit["n"] == 13:
         raise DataError("any number but 13", "13", "leave it out")
+    if unit["n"] == 28:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if unit["n"] == 99:
         raise RuntimeError("a bug")
     return {"n": unit["n"] ** 2}
@@ -49,6 +53,11 @@ def test_what_a_worker_refuses_is_raised_here(cluster: None) -> None:
 def test_what_an_actor_refuses_when_it_is_made_is_raised_here(cluster: None) -> None:
     with pytest.raises(DataError, match="found -1; give a larger one"):
         datasets.spread(units(1, 2), Adder, "added", (-1,), 2)
+
+
+def test_a_worker_whose_disk_is_full_says_so(cluster: None) -> None:
+    with pytest.raises(ArtifactError, match="wanted room on the disk of .*; found none left; free some"):
+        datasets.spread(units(1, 28), square, "squared")
 
 
 def test_a_bug_is_no_sentence(cluster: None) -> None:

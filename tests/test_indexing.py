@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,30 @@ def test_a_builder_killed_at_any_moment_goes_on_and_leaves_nothing_that_is_taken
         told, more = built(tmp_path / f"killed-{number}", np.random.default_rng(number))
         kills, number = kills + more, number + 1
         assert told == calm
+
+
+@pytest.mark.parametrize("kilobytes", [32, 64, 128])
+def test_a_full_disk_is_said_and_with_room_the_build_goes_on(
+    base: IndexSettings, tmp_path: Path, kilobytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing.datasets, "spread", one_after_another)
+    small = tmp_path / "small"
+    small.mkdir()
+    model = Registry(base.tracking_uri).download(version_of(base), tmp_path)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", small]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a disk that is full can be made by root alone")
+    try:
+        with pytest.raises(
+            ArtifactError, match="wanted room on the disk of .*none left; free some, and run it again"
+        ):
+            build_alone(base, model, small)
+        assert not list(small.glob("index-*"))
+        subprocess.run(["mount", "-o", "remount,size=50m", small], check=True)
+        build_alone(base, model, small)
+        assert artifacts.read(next(small.glob("index-*")), "index").counts["items"] == 300
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
 
 
 def test_two_builders_of_one_index_are_one_too_many(base: IndexSettings, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,10 +20,11 @@ from pydantic import ValidationError
 
 from askew import __version__
 from askew.config import Settings
-from askew.errors import ArtifactError
+from askew.errors import ArtifactError, AskewError
 
 MANIFEST, WORK = "manifest.json", "work"
 FORMAT = 1
+FULL = re.compile(r"No space left on device|Disk quota exceeded|requested and \d+ written")
 
 
 class File(Settings):
@@ -75,7 +77,7 @@ def draft(
     An exception leaves nothing under the final name. It removes the temporary folder too, unless `resume` is
     set: then the folder stays, also after a kill, and the next draft of this key finds in it what is done.
     What stands below its folder `work` does not become part of the artifact. Raises ArtifactError when
-    another process is at work on it.
+    another process is at work on it, or the disk is full.
     """
     digest = key(kind, settings, inputs)
     final = place(root, kind, digest)
@@ -86,7 +88,7 @@ def draft(
     work.folder.mkdir(mode=0o700, exist_ok=resume)
     done = False
     try:
-        with _alone(work.folder) if resume else nullcontext():
+        with room(work.folder), _alone(work.folder) if resume else nullcontext():
             yield work
             shutil.rmtree(work.folder / WORK, ignore_errors=True)
             manifest = Manifest(
@@ -133,6 +135,18 @@ def _publish(draft: Path, final: Path, manifest: Manifest) -> None:
         shutil.rmtree(final)
     draft.replace(final)
     sync(final.parent)
+
+
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Raise ArtifactError in the place of an error by which the system, NumPy or FAISS says that a disk is full."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, AskewError) or not FULL.search(str(error)):
+            raise
+        do = "free some, and run it again: what is done stays done"
+        raise ArtifactError(f"room on the disk of {folder}", "none left", do) from error
 
 
 @contextmanager

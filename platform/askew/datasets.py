@@ -97,7 +97,8 @@ def _telling(row: dict[str, str], work: Callable[[Unit], Unit]) -> dict[str, str
     unit = json.loads(row["unit"])
     mark = unit.pop(MARK, None)
     try:
-        answer = json.dumps(work(unit))
+        with artifacts.room(Path(mark or ".").absolute().parent):
+            answer = json.dumps(work(unit))
     except errors.AskewError as error:
         return {"answer": json.dumps({REFUSED: [type(error).__name__, *error.args]})}
     if mark:
