@@ -56,7 +56,7 @@ def test_what_an_actor_refuses_when_it_is_made_is_raised_here(cluster: None) -> 
 
 
 def test_a_worker_whose_disk_is_full_says_so(cluster: None) -> None:
-    with pytest.raises(ArtifactError, match="wanted room on the disk of .*; found none left; free some"):
+    with pytest.raises(ArtifactError, match=r"wanted room on the disk of .*; found none left; free some"):
         datasets.spread(units(1, 28), square, "squared")
 
 

@@ -330,7 +330,7 @@ def test_a_full_disk_is_said_and_with_room_the_build_goes_on(
         pytest.skip("a disk that is full can be made by root alone")
     try:
         with pytest.raises(
-            ArtifactError, match="wanted room on the disk of .*none left; free some, and run it again"
+            ArtifactError, match=r"wanted room on the disk of .*none left; free some, and run it again"
         ):
             build_alone(base, model, small)
         assert not list(small.glob("index-*"))

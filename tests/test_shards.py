@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from askew import artifacts, segments
+from askew import ann, artifacts, segments
 from askew.ann import Design, Effort, Index, lists_of
 from askew.errors import DataError
 from askew.segments import Plan, assigned
@@ -313,3 +314,18 @@ def test_a_filter_that_does_not_fit_is_refused_before_anything_is_searched(tmp_p
 
 def test_lists_grow_with_the_root_of_the_catalogue() -> None:
     assert [lists_of(n) for n in (1, 10_000, 1_000_000, 100_000_000)] == [16, 128, 1024, 8192]
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf_flat", "ivf_sq8", "ivf_rabitq"])
+def test_without_a_gpu_nothing_changes_and_with_one_the_same_is_found(kind: str) -> None:
+    lists = {} if kind == "flat" else {"lists": 4}
+    made = Design.model_validate({"kind": kind, "dim": 16, **lists})
+    random = np.random.default_rng(0)
+    vectors, queries = (random.normal(size=(n, 16)).astype(np.float32) for n in (2000, 20))
+    index = Index.trained(made, vectors)
+    index.add(vectors)
+    before = index.search(queries, 10, Effort(lists=4))
+    assert index.accelerate() == (kind in ann.ON_GPU and faiss.get_num_gpus() > 0)
+    scores, rows = index.search(queries, 10, Effort(lists=4))
+    np.testing.assert_array_equal(rows, before[1])
+    np.testing.assert_allclose(scores, before[0], rtol=1e-5)

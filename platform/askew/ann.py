@@ -38,6 +38,8 @@ NEIGHBOURS = 32  # of HNSW
 BITS = 2  # of a dimension in RaBitQ: with one, four times as many must be scored again
 TRAINED_ON = 64  # vectors for each list, where there are as many
 BLAS_FROM_BATCH = 8  # FAISS 1.15 scans row by row below a threshold that counts queries × dimensions
+ON_GPU = ("flat", "ivf_flat", "ivf_sq8")  # kinds that FAISS searches on a GPU too,
+GPU_K, GPU_LISTS = 2048, 2048  # up to so many hits and lists
 MAX_LOOPS = 1 << 28  # of a file that is read: its checksum was right, and yet it should not take for ever
 SCORED_AT_ONCE = 1 << 22  # numbers
 SPARE, ROUNDING = 8, 1e-5  # a batch's matrix product rounds equal vectors apart, by their places
@@ -115,6 +117,7 @@ class Index:
 
     def __init__(self, design: Design, index: Any) -> None:
         self.design, self._index = design, index
+        self._gpu: Any = None
         if design.kind in REFINED:  # query by query: few of a batch look into the same of many lists
             faiss.downcast_index(faiss.extract_index_ivf(index)).implem = 10
         faiss.cvar.distance_compute_blas_threshold = BLAS_FROM_BATCH * design.dim
@@ -189,6 +192,21 @@ class Index:
         faiss.downcast_index(mine.refine_index).merge_from(faiss.downcast_index(theirs.refine_index), 0)
         mine.ntotal, theirs.ntotal = ours.ntotal, 0
 
+    def accelerate(self) -> bool:
+        """Copy the index to a GPU if this process sees one and it has the kind; tells whether it did.
+
+        Searches without a mask are done there from then on; what is added later is not seen by them.
+        """
+        if self.design.kind in ON_GPU and faiss.get_num_gpus():
+            self._resources = faiss.StandardGpuResources()
+            self._gpu = faiss.index_cpu_to_gpu(self._resources, 0, self._index)
+        return self._gpu is not None
+
+    def _searcher(self, k: int, effort: Effort, mask: Mask | None) -> Any:
+        """The index that such a search is done in."""
+        fits = mask is None and k <= GPU_K and effort.lists <= GPU_LISTS
+        return self._gpu if self._gpu is not None and fits else self._index
+
     def search(self, queries: Vectors, k: int, effort: Effort, mask: Mask | None = None) -> tuple[Vectors, Rows]:
         """Find up to k vectors for (B, D) queries, of those alone where the mask (N,) is true if one is given.
 
@@ -196,12 +214,12 @@ class Index:
         breaks ties strictly: all vectors whose score equals that of the last hit are looked at, and of
         equal scores the lesser rows stand first.
         """
-        selector = _Selector(mask)
         if self.design.exact:
-            return self._exact(queries, k, selector, self.size if mask is None else int(mask.sum()))
+            return self._exact(queries, k, effort, mask)
         if not (k := min(k, self.size)):
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        scores, rows = self._index.search(queries, k, params=self._params(k, effort, selector))
+        params = self._params(k, effort, _Selector(mask))
+        scores, rows = self._searcher(k, effort, mask).search(queries, k, params=params)
         if (rows[:, -1] < 0).any():
             scores[rows < 0] = -np.inf
         return scores, rows
@@ -232,9 +250,15 @@ class Index:
     def _coarse(self, effort: Effort, selector: "_Selector") -> Any:
         return faiss.SearchParametersIVF(nprobe=max(effort.lists, 1), **selector.argument)
 
-    def _exact(self, queries: Vectors, k: int, selector: "_Selector", there: int) -> tuple[Vectors, Rows]:
-        params = faiss.SearchParameters(**selector.argument)
-        return self._strictly(queries, k, there, lambda depth: self._index.search(queries, depth, params=params))
+    def _exact(self, queries: Vectors, k: int, effort: Effort, mask: Mask | None) -> tuple[Vectors, Rows]:
+        selector = _Selector(mask)
+        params = faiss.SearchParameters(**selector.argument) if selector.argument else None
+
+        def best(depth: int) -> tuple[Vectors, Rows]:
+            found: tuple[Vectors, Rows] = self._searcher(depth, effort, mask).search(queries, depth, params=params)
+            return found
+
+        return self._strictly(queries, k, self.size if mask is None else int(mask.sum()), best)
 
     def among(self, queries: Vectors, k: int, rows: Rows) -> tuple[Vectors, Rows]:
         """Find the k best of some rows (N,) by scoring them all, ties broken strictly as `search` says."""

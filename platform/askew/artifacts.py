@@ -139,7 +139,7 @@ def _publish(draft: Path, final: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def room(folder: Path) -> Iterator[None]:
-    """Raise ArtifactError in the place of an error by which the system, NumPy or FAISS says that a disk is full."""
+    """Raise ArtifactError in the place of an error by which system, NumPy or FAISS say that a disk is full."""
     try:
         yield
     except (OSError, RuntimeError) as error:

@@ -161,18 +161,20 @@ class Live:
 class Follower:
     """A shard that takes in changes as they come."""
 
-    def __init__(self, index: Path, number: int = 0, num_shards: int = 1, release: str | None = None) -> None:
+    def __init__(
+        self, index: Path, number: int = 0, num_shards: int = 1, release: str | None = None, *, gpu: bool = False
+    ) -> None:
         """Open shard `number` of `num_shards` as the index and all its changes are now."""
-        self._index, self._number, self._num_shards = index, number, num_shards
+        self._index, self._number, self._num_shards, self._gpu = index, number, num_shards, gpu
         self._folder = place(index)
         plan, upto = read(index, release)
-        self.shard = Shard(plan, plan.share(number, num_shards))
+        self.shard = Shard(plan, plan.share(number, num_shards), gpu=gpu)
         self._tail = Tail(self._folder / LOG, upto)
         self.follow()
 
     def reopened(self) -> "Follower":
         """Open the same shard anew, as the index and all its changes are now."""
-        return Follower(self._index, self._number, self._num_shards, self.shard.plan.release)
+        return Follower(self._index, self._number, self._num_shards, self.shard.plan.release, gpu=self._gpu)
 
     @property
     def last(self) -> int:

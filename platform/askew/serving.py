@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import ray
 import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
@@ -48,6 +49,7 @@ class Deployment(Settings):
     """What each deployment takes and how it scales."""
 
     num_cpus: float = Field(default=0.1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)  # of a shard: it is searched there, if FAISS has its kind on GPUs
     max_ongoing_requests: int = Field(default=64, ge=1)
     max_queued_requests: int = Field(default=256, ge=1)
     scaling: Scaling = Scaling()
@@ -56,7 +58,7 @@ class Deployment(Settings):
         """The options of Ray Serve."""
         return {
             "name": name,
-            "ray_actor_options": {"num_cpus": self.num_cpus},
+            "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
             "max_ongoing_requests": self.max_ongoing_requests,
             "max_queued_requests": self.max_queued_requests,
             "autoscaling_config": self.scaling.model_dump(),
@@ -140,7 +142,7 @@ class ShardServer:
 
     def __init__(self, index: str, number: int, num_shards: int, release: str, follow_every_s: float) -> None:
         ann.threads(1)
-        self._follower = Follower(Path(index), number, num_shards, release)
+        self._follower = Follower(Path(index), number, num_shards, release, gpu=bool(ray.get_gpu_ids()))
         self._every_s, self._followed = follow_every_s, time.monotonic()
 
     async def search(self, vectors: NDArray[np.float32], k: int) -> list[list[dict[str, Any]]]:

@@ -125,8 +125,12 @@ class Part:
 class Shard:
     """Some segments of one index, searched as one."""
 
-    def __init__(self, plan: Plan, names: Sequence[str] | None = None, *, verify: bool = True) -> None:
+    def __init__(
+        self, plan: Plan, names: Sequence[str] | None = None, *, verify: bool = True, gpu: bool = False
+    ) -> None:
         """Open segments of an index, all of them by default; every file is checked first.
+
+        With `gpu` it is searched on the GPU that this process sees, where FAISS has its kind there.
 
         Raises ArtifactError when a file is missing, altered, or of another index, design or release.
         """
@@ -136,6 +140,8 @@ class Shard:
             segment = plan.open(name, verify=verify)
             self._append(segment.index(), segment.items(), plan.dead.get(name, NO_ROWS))
         self._added: Part | None = None
+        for part in self._parts if gpu else ():
+            part.index.accelerate()
         self._share = min(1.0, sum(part.items.num_rows for part in self._parts) / max(plan.size, 1))
         if self._parts:
             segments.refuse_doubles(self._alive_ids(), str(plan.folder))
