@@ -20,7 +20,6 @@ from askew.serving import Ingress, Scaling, ServingSettings, find_release
 RELEASE = {
     "model": {"name": "shop", "version": "3"}, "model_key": "m", "index_key": "i", "items": 10, "shards": 2,
 }  # fmt: skip
-VECTORS = np.eye(2, dtype=np.float32)
 
 
 @pytest.fixture
@@ -99,11 +98,14 @@ def shard(*items: tuple[str, float], after_s: float = 0, dies: bool = False) -> 
     return part("search", answer)
 
 
-def encoder(dies: bool = False) -> Any:
+def encoder(dies: bool = False, poison: str | None = None, asked: list[list[str]] | None = None) -> Any:
     async def answer(queries: list[str]) -> np.ndarray:
-        if dies:
+        if asked is not None:
+            asked.append(queries)
+        await asyncio.sleep(0.01)
+        if dies or poison in queries:
             raise RuntimeError("gone")
-        return VECTORS[: len(queries)]
+        return np.ones((len(queries), 2), np.float32)
 
     return part("encode", answer)
 
@@ -140,3 +142,38 @@ def test_several_queries_at_once_are_answered_each() -> None:
     ingress = Ingress(RELEASE, 1.0, encoder(), shard(*LEFT), shard(*RIGHT))
     answers, answered = asyncio.run(ingress.search_batch(["mug", "cup"], 1))
     assert ([[hit["item_id"] for hit in hits] for hits in answers], answered) == ([["a"], ["a"]], 2)
+
+
+def test_searches_that_come_together_go_on_together_each_with_its_own_k() -> None:
+    asked: list[list[str]] = []
+    ingress = Ingress(RELEASE, 1.0, encoder(asked=asked), shard(*LEFT), shard(*RIGHT), max_calls=1)
+
+    async def scenario() -> list[tuple[list[dict[str, Any]], int]]:
+        return await asyncio.gather(*(ingress.search(f"mug {n}", 1 + n % 3) for n in range(20)))
+
+    for n, (hits, answered) in enumerate(asyncio.run(scenario())):
+        assert ([hit["item_id"] for hit in hits], answered) == (["a", "b", "c"][: 1 + n % 3], 2)
+    assert [len(batch) for batch in asked] == [1, 19]
+
+
+def test_one_poisonous_query_fails_alone() -> None:
+    ingress = Ingress(RELEASE, 1.0, encoder(poison="mug 7"), shard(*LEFT), shard(*RIGHT), max_calls=1)
+
+    async def scenario() -> list[Any]:
+        return await asyncio.gather(*(ingress.search(f"mug {n}", 1) for n in range(20)), return_exceptions=True)
+
+    found = asyncio.run(scenario())
+    assert [n for n, answer in enumerate(found) if isinstance(answer, Exception)] == [7]
+    assert isinstance(found[7], UnavailableError)
+    assert all(answer[0][0]["item_id"] == "a" for n, answer in enumerate(found) if n != 7)
+
+
+def test_more_than_may_wait_are_refused_at_once() -> None:
+    ingress = Ingress(RELEASE, 1.0, encoder(), shard(*LEFT), shard(*RIGHT), max_calls=1, max_waiting=5)
+
+    async def scenario() -> list[Any]:
+        return await asyncio.gather(*(ingress.search("mug", 1) for _ in range(20)), return_exceptions=True)
+
+    refused = [answer for answer in asyncio.run(scenario()) if isinstance(answer, Exception)]
+    assert len(refused) == 14
+    assert all("too many searches at once" in str(error) for error in refused)

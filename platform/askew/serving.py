@@ -22,6 +22,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from askew import ann, artifacts, endpoint
+from askew.coalescing import Coalescer, FullError
 from askew.config import Settings
 from askew.errors import ArtifactError, ConfigError
 from askew.live import Follower
@@ -76,6 +77,9 @@ class ServingSettings(Settings):
     cache: Path | None = None
     num_shards: int = Field(default=2, ge=1)
     timeout_s: float = Field(default=2.0, gt=0)
+    max_batch: int = Field(default=64, ge=1)  # queries that the ingress sends on together
+    max_calls: int = Field(default=2, ge=1)  # such batches under way at once, from each of its replicas
+    max_waiting: int = Field(default=256, ge=1)  # queries that wait there; further ones get a 503
     follow_every_s: float = Field(default=0.5, gt=0)  # a shard takes in changes at a search, at most so often
     ingress: Deployment = Deployment()
     encoder: Deployment = Deployment()
@@ -102,7 +106,10 @@ def build(settings: ServingSettings) -> serve.Application:
         for number in range(settings.num_shards)
     ]
     ingress = serve.deployment(serve.ingress()(Ingress)).options(**settings.ingress.options("ingress"))
-    return ingress.bind(release.model_dump(), settings.timeout_s, encoder, *shards)
+    return ingress.bind(
+        release.model_dump(), settings.timeout_s, encoder, *shards,
+        max_batch=settings.max_batch, max_calls=settings.max_calls, max_waiting=settings.max_waiting,
+    )  # fmt: skip
 
 
 def find_release(version: Version, num_shards: int) -> tuple[Plan, endpoint.Release]:
@@ -164,13 +171,22 @@ class ShardServer:
 
 
 class Ingress:
-    """HTTP in, the encoder and all shards behind; what they answer within the timeout, merged."""
+    """HTTP in, the encoder and all shards behind; what they answer within the timeout, merged.
+
+    Queries that come while others are under way go on together, in one call to the encoder and one to each shard.
+    """
 
     def __init__(
-        self, release: dict[str, Any], timeout_s: float, encoder: DeploymentHandle, *shards: DeploymentHandle
+        self,
+        release: dict[str, Any],
+        timeout_s: float,
+        encoder: DeploymentHandle,
+        *shards: DeploymentHandle,
+        **bounds: int,
     ) -> None:
         self._release = endpoint.Release.model_validate(release)
         self._timeout_s, self._encoder, self._shards = timeout_s, encoder, shards
+        self._together = Coalescer(self._answered, common=(endpoint.UnavailableError,), **bounds)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return endpoint.endpoint(self)
@@ -181,9 +197,23 @@ class Ingress:
         return self._release
 
     async def search(self, query: str, k: int) -> tuple[list[dict[str, Any]], int]:
-        """Search for one query: hits, and the number of shards that answered. Raises UnavailableError."""
-        [answer], answered = await self.search_batch([query], k)
-        return answer, answered
+        """Search for one query: hits, and the number of shards that answered.
+
+        Raises UnavailableError when there is no answer in time, or when so many wait that there would be none.
+        """
+        try:
+            async with asyncio.timeout(2 * self._timeout_s):  # of waiting, and of the batch
+                return await self._together.ask((query, k))
+        except FullError as error:
+            raise endpoint.UnavailableError(f"too many searches at once: {error}") from error
+        except TimeoutError as error:
+            raise endpoint.UnavailableError(f"no answer within {2 * self._timeout_s:g} s") from error
+
+    async def _answered(self, asked: Sequence[tuple[str, int]]) -> list[tuple[list[dict[str, Any]], int]]:
+        """Answer queries, each with its k, that came together."""
+        queries, depths = zip(*asked, strict=True)
+        hits, answered = await self.search_batch(queries, max(depths))
+        return [(found[:k], answered) for found, k in zip(hits, depths, strict=True)]
 
     async def search_batch(self, queries: Sequence[str], k: int) -> tuple[list[list[dict[str, Any]]], int]:
         """Search for B queries at once: their hits, and the number of shards that answered."""
@@ -191,7 +221,11 @@ class Ingress:
         try:
             async with asyncio.timeout_at(deadline):
                 vectors = await self._encoder.encode.remote(list(queries))
+        except TimeoutError as error:
+            raise endpoint.UnavailableError("the query encoder did not answer in time") from error
         except Exception as error:
+            if len(queries) > 1:  # which of them it was, is found out by asking each alone
+                raise
             raise endpoint.UnavailableError(
                 f"the query encoder did not answer ({type(error).__name__})"
             ) from error

@@ -1,0 +1,92 @@
+"""Coalescing: what is asked while earlier calls are under way is asked in one call.
+
+The first question goes at once; none waits for a clock. Behind a network hop that costs more than the work, one
+call of 32 questions costs little more than one of one. Knows nothing of what is asked.
+"""
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Q = TypeVar("Q")  # a question
+A = TypeVar("A")  # its answer
+
+
+class FullError(Exception):
+    """So many wait that another would only wait in vain."""
+
+
+class Coalescer(Generic[Q, A]):
+    """Asks questions in batches.
+
+    `work` answers a batch in its order. If it fails on a batch, each of its questions is asked again alone, so
+    that one that is poisonous fails alone, unless the error is one of `common`, which says nothing of them.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[Q]], Awaitable[Sequence[A]]],
+        *,
+        max_batch: int = 64,
+        max_calls: int = 2,
+        max_waiting: int = 256,
+        common: tuple[type[Exception], ...] = (),
+    ) -> None:
+        self._work, self._common = work, common
+        self._max_batch, self._max_calls, self._max_waiting = max_batch, max_calls, max_waiting
+        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """How many questions have not been asked yet."""
+        return len(self._waiting)
+
+    async def ask(self, question: Q) -> A:
+        """Ask one question. Raises FullError when too many wait, and what `work` raised for it."""
+        if len(self._waiting) >= self._max_waiting:
+            raise FullError(f"{self._max_waiting} wait already")
+        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, answer))
+        self._start()
+        try:
+            return await answer
+        finally:
+            if answer.cancelled() and self._waiting:  # who hung up waits no more, and leaves room
+                self._waiting = deque(one for one in self._waiting if one[1] is not answer)
+
+    def _start(self) -> None:
+        """Make calls of what waits.
+
+        A call belongs to no request: were it made in one's context, Serve would cancel it when that client hangs
+        up, and with it everyone else's answer.
+        """
+        while self._waiting and len(self._calls) < self._max_calls:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+            call = asyncio.get_running_loop().create_task(self._call(batch), context=contextvars.Context())
+            self._calls.add(call)
+            call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._start()
+
+    async def _call(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
+        batch = [one for one in batch if not one[1].done()]
+        if not batch:
+            return
+        try:
+            answers = await self._work([question for question, _ in batch])
+            for (_, answer), found in zip(batch, answers, strict=True):
+                if not answer.done():
+                    answer.set_result(found)
+        except BaseException as error:
+            if len(batch) > 1 and isinstance(error, Exception) and not isinstance(error, self._common):
+                await asyncio.gather(*(self._call([one]) for one in batch))
+                return
+            told = error if isinstance(error, Exception) else RuntimeError(f"the call was ended: {error!r}")
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(told)

@@ -1,0 +1,164 @@
+"""Coalescing: batches form while calls are under way, and nobody's trouble is anybody else's."""
+
+import asyncio
+import contextvars
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from askew.coalescing import Coalescer, FullError
+
+WHO = contextvars.ContextVar("who", default="nobody")
+
+
+class Server:
+    """Answers with the double, and notes what it was asked at once."""
+
+    def __init__(
+        self, takes_s: float = 0.02, bad: int | None = None, error: type[BaseException] = ValueError
+    ) -> None:
+        self.batches: list[list[int]] = []
+        self.callers: set[str] = set()
+        self._takes_s, self._bad, self._error = takes_s, bad, error
+
+    async def __call__(self, questions: list[int]) -> list[int]:
+        self.batches.append(questions)
+        self.callers.add(WHO.get())
+        await asyncio.sleep(self._takes_s)
+        if self._bad in questions:
+            raise self._error(f"{self._bad} is poison")
+        return [2 * question for question in questions]
+
+
+def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_what_comes_meanwhile_is_asked_in_one_call_and_answered_each() -> None:
+    server = Server()
+
+    async def scenario() -> list[int]:
+        coalescer = Coalescer(server, max_batch=10, max_calls=1)
+        return await asyncio.gather(*(coalescer.ask(n) for n in range(32)))
+
+    assert run(scenario) == [2 * n for n in range(32)]
+    assert [len(batch) for batch in server.batches] == [1, 10, 10, 10, 1]
+    assert [*itertools.chain(*server.batches)] == list(range(32))
+
+
+def test_alone_a_question_is_asked_at_once() -> None:
+    server = Server(takes_s=0)
+
+    async def scenario() -> None:
+        coalescer = Coalescer(server)
+        for n in range(5):
+            assert await asyncio.wait_for(coalescer.ask(n), 0.5) == 2 * n
+
+    run(scenario)
+    assert server.batches == [[n] for n in range(5)]
+
+
+def test_of_32_one_hangs_up_and_31_are_answered() -> None:
+    server = Server()
+
+    async def scenario() -> list[Any]:
+        coalescer = Coalescer(server, max_calls=1)
+        tasks = [asyncio.create_task(coalescer.ask(n)) for n in range(32)]
+        await asyncio.sleep(0.005)
+        tasks[0].cancel()  # its call is under way
+        tasks[7].cancel()  # it waits
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert await coalescer.ask(100) == 200
+        return found
+
+    found = run(scenario)
+    assert [n for n, answer in enumerate(found) if isinstance(answer, asyncio.CancelledError)] == [0, 7]
+    assert [answer for n, answer in enumerate(found) if n not in (0, 7)] == [
+        2 * n for n in range(32) if n not in (0, 7)
+    ]
+    assert 7 not in [*itertools.chain(*server.batches)]
+
+
+def test_a_call_is_of_no_request() -> None:
+    server = Server()
+
+    async def scenario() -> None:
+        coalescer = Coalescer(server)
+        WHO.set("somebody")
+        await asyncio.gather(*(coalescer.ask(n) for n in range(5)))
+
+    run(scenario)
+    assert server.callers == {"nobody"}
+
+
+def test_one_poisonous_question_fails_alone() -> None:
+    server = Server(bad=5)
+
+    async def scenario() -> list[Any]:
+        coalescer = Coalescer(server, max_calls=1)
+        return await asyncio.gather(*(coalescer.ask(n) for n in range(9)), return_exceptions=True)
+
+    found = run(scenario)
+    assert [answer for n, answer in enumerate(found) if n != 5] == [2 * n for n in range(9) if n != 5]
+    assert isinstance(found[5], ValueError)
+
+
+def test_trouble_that_is_common_to_all_is_not_asked_again() -> None:
+    server = Server(bad=5)
+
+    async def scenario() -> list[Any]:
+        coalescer = Coalescer(server, max_calls=1, common=(ValueError,))
+        return await asyncio.gather(*(coalescer.ask(n) for n in range(9)), return_exceptions=True)
+
+    found = run(scenario)
+    assert found[0] == 0
+    assert all(isinstance(answer, ValueError) for answer in found[1:])
+    assert len(server.batches) == 2
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, ValueError])
+def test_a_call_that_is_ended_ends_nothing_else(error: type[BaseException]) -> None:
+    server = Server(bad=0, error=error)
+
+    async def scenario() -> list[Any]:
+        coalescer = Coalescer(server, max_calls=1)
+        first = await asyncio.gather(coalescer.ask(0), return_exceptions=True)
+        return [*first, await coalescer.ask(1)]
+
+    first, second = run(scenario)
+    assert isinstance(first, Exception)
+    assert second == 2
+
+
+def test_past_the_bound_a_question_is_refused_at_once_and_room_comes_back() -> None:
+    server = Server()
+
+    async def scenario() -> list[Any]:
+        coalescer = Coalescer(server, max_batch=2, max_calls=1, max_waiting=4)
+        tasks = [asyncio.create_task(coalescer.ask(n)) for n in range(8)]
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert coalescer.waiting == 0
+        tasks = [asyncio.create_task(coalescer.ask(n)) for n in range(5)]
+        await asyncio.sleep(0)
+        tasks[4].cancel()
+        await asyncio.sleep(0)
+        assert coalescer.waiting == 3
+        return [*found, await coalescer.ask(9), *await asyncio.gather(*tasks[:4])]
+
+    found = run(scenario)
+    assert found[:5] == [0, 2, 4, 6, 8]
+    assert all(isinstance(answer, FullError) for answer in found[5:8])
+    assert found[8:] == [18, 0, 2, 4, 6]
+
+
+def test_an_answer_too_few_is_an_error_and_not_a_wait_for_ever() -> None:
+    async def short(questions: list[int]) -> list[int]:
+        return questions[:-1]
+
+    async def scenario() -> list[Any]:
+        coalescer = Coalescer(short, max_calls=1)
+        return await asyncio.gather(coalescer.ask(1), return_exceptions=True)
+
+    assert isinstance(run(scenario)[0], ValueError)
