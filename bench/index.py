@@ -51,6 +51,7 @@ from askew.shards import Shard
 from askew.tuning import IndexKindSettings
 
 RECALL, K, BATCH, ROUNDS, NUM_SEGMENTS = 0.99, 100, 32, 5, 8
+BREADTHS = (100, 110, 120, 135, 150, 170, 190, 220, 256, 320, 384, 512, 768, 1024)  # that graphs are searched with
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
@@ -132,7 +133,7 @@ class Contender(Protocol):
 class FaissHNSW:
     """FAISS's graph."""
 
-    name, settings = "faiss_hnsw", (100, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
+    name, settings = "faiss_hnsw", BREADTHS
 
     def build(self, vectors: Vectors) -> None:
         """Build."""
@@ -153,7 +154,7 @@ class FaissHNSW:
 class HNSWLib:
     """The graph's first authors' own."""
 
-    name, settings = "hnswlib", (100, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
+    name, settings = "hnswlib", BREADTHS
 
     def build(self, vectors: Vectors) -> None:
         """Build."""
@@ -175,7 +176,7 @@ class HNSWLib:
 class USearchGraph:
     """usearch, in one of its types."""
 
-    settings = (100, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
+    settings = BREADTHS
 
     def __init__(self, kind: str) -> None:
         self.name, self._kind = f"usearch_{kind}", kind
@@ -200,7 +201,7 @@ class USearchGraph:
 class SVS:
     """Intel's graph."""
 
-    name, settings = "svs", (100, 120, 150, 200, 250, 300, 400, 600)
+    name, settings = "svs", BREADTHS
 
     def build(self, vectors: Vectors) -> None:
         """Build."""

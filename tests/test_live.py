@@ -60,7 +60,7 @@ def made(root: Path, kind: str = "flat", size: int = 20, **design: Any) -> Path:
 
 def answered(shards: Sequence[Follower], query: np.ndarray, k: int) -> list[tuple[str, float, float]]:
     """What shards answer: id, price and score of each hit."""
-    hits = merge([s.shard.hits(s.shard.search(query[None], k))[0] for s in shards], k)
+    [hits] = merge([s.shard.answer(s.shard.search(query[None], k)) for s in shards], k)
     return [(h["item_id"], h["fields"]["price"], h["score"]) for h in hits]
 
 

@@ -16,6 +16,7 @@ from askew.endpoint import UnavailableError
 from askew.errors import ArtifactError, ConfigError
 from askew.registry import Version
 from askew.serving import Ingress, Scaling, ServingSettings, find_release
+from askew.shards import packed
 
 RELEASE = {
     "model": {"name": "shop", "version": "3"}, "model_key": "m", "index_key": "i", "items": 10, "shards": 2,
@@ -89,11 +90,15 @@ def part(method: str, answer: Callable[..., Awaitable[Any]]) -> Any:
 
 
 def shard(*items: tuple[str, float], after_s: float = 0, dies: bool = False) -> Any:
-    async def answer(vectors: np.ndarray, k: int) -> list[list[dict[str, Any]]]:
+    async def answer(vectors: np.ndarray, k: int) -> bytes:
         await asyncio.sleep(after_s)
         if dies:
             raise RuntimeError("gone")
-        return [[{"item_id": i, "score": s, "title": i, "fields": {}} for i, s in items][:k] for _ in vectors]
+        hits = [{"item_id": i, "title": i, "fields": {"colour": "red"}} for i, _ in items[:k]] * len(vectors)
+        scores = np.tile(np.array([s for _, s in items[:k]], np.float32), len(vectors))
+        return packed(
+            pa.Table.from_pylist(hits), scores, np.repeat(np.arange(len(vectors)), len(items[:k])), len(vectors)
+        )
 
     return part("search", answer)
 
@@ -177,3 +182,16 @@ def test_more_than_may_wait_are_refused_at_once() -> None:
     refused = [answer for answer in asyncio.run(scenario()) if isinstance(answer, Exception)]
     assert len(refused) == 14
     assert all("too many searches at once" in str(error) for error in refused)
+
+
+def test_a_query_is_encoded_once_as_long_as_it_is_kept() -> None:
+    asked: list[list[str]] = []
+    ingress = Ingress(RELEASE, 1.0, encoder(asked=asked), shard(*LEFT), shard(*RIGHT), cached_queries=2)
+
+    async def scenario() -> None:
+        for queries in (["mug", "cup", "mug"], ["cup", "mug"], ["pan", "pot", "pin"], ["pin", "mug"]):
+            answers, _ = await ingress.search_batch(queries, 1)
+            assert [hits[0]["item_id"] for hits in answers] == ["a"] * len(queries)
+
+    asyncio.run(scenario())
+    assert asked == [["mug", "cup"], ["pan", "pot", "pin"], ["mug"]]

@@ -1,5 +1,6 @@
 """Shards against an exact search in plain Python: any split and number of shards, every kind, ties, filters."""
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from askew import ann, artifacts, segments
 from askew.ann import Design, Effort, Index, lists_of
 from askew.errors import DataError
 from askew.segments import Plan, assigned
-from askew.shards import Shard, merge
+from askew.shards import Shard, merge, packed
 
 Hits = list[dict[str, Any]]
 DIM = 4
@@ -66,8 +67,8 @@ def asked(folder: Path, queries: NDArray[np.float32], k: int, num_shards: int, *
         assert found.scores.shape == found.rows.shape
         if "where" not in how:
             assert found.scores.shape == (len(queries), min(k, shard.size))
-        answers.append(shard.hits(found))
-    return [merge(of_query, k) for of_query in zip(*answers, strict=True)]
+        answers.append(shard.answer(found))
+    return merge(answers, k)
 
 
 @st.composite
@@ -117,11 +118,40 @@ def test_equal_vectors_stand_by_id_wherever_they_lie(
     np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :k], rtol=1e-4, atol=1e-4)
 
 
-@given(st.dictionaries(st.text(), st.sampled_from([-0.0, 0.0, 0.5, 1.0])), st.integers(1, 4), st.integers(0, 9))
-def test_merging_is_sorting_whatever_the_order_of_shards(scores: dict[str, float], shards: int, k: int) -> None:
-    hits = [{"item_id": i, "score": s} for i, s in sorted(scores.items(), key=lambda p: (-p[1], p[0]))]
-    answers = [hits[n::shards] for n in range(shards)]
-    assert merge(answers, k) == merge(answers[::-1], k) == hits[:k]
+def sorted_by_hand(
+    answers: Sequence[Sequence[Sequence[tuple[str, float]]]], k: int
+) -> list[list[tuple[str, float]]]:
+    """The k best of all shards' answers to each query; of an item twice, the better."""
+    found = []
+    for of_query in zip(*answers, strict=True):
+        best: dict[str, float] = {}
+        for item_id, score in itertools.chain(*of_query):
+            best[item_id] = max(score, best.get(item_id, -np.inf))
+        found.append(sorted(best.items(), key=lambda hit: (-hit[1], hit[0]))[:k])
+    return found
+
+
+HITS = st.lists(st.tuples(st.sampled_from("aB0é😀xyz"), st.sampled_from([-0.5, 0.0, 0.5, 1.0])), max_size=9)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(HITS, min_size=n, max_size=n), min_size=1)),
+    st.integers(0, 9),
+)
+def test_merging_is_sorting_whatever_the_order_of_shards(
+    answers: list[list[list[tuple[str, float]]]], k: int
+) -> None:
+    def sent(answer: list[list[tuple[str, float]]]) -> bytes:
+        every = list(itertools.chain(*answer))
+        table = pa.table({"item_id": pa.array([i for i, _ in every], pa.string())})
+        of = np.repeat(np.arange(len(answer)), [len(hits) for hits in answer])
+        return packed(table, np.array([s for _, s in every], np.float32), of, len(answer))
+
+    wanted = sorted_by_hand(answers, k)
+    for way in (answers, answers[::-1]):
+        found = merge([sent(answer) for answer in way], k)
+        assert [[(hit["item_id"], hit["score"]) for hit in hits] for hits in found] == wanted
 
 
 # --- kinds, efforts, filters and deletions -------------------------------------------------------

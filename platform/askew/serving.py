@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import ray
 import torch
+from cachetools import LRUCache
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -80,6 +81,7 @@ class ServingSettings(Settings):
     max_batch: int = Field(default=64, ge=1)  # queries that the ingress sends on together
     max_calls: int = Field(default=2, ge=1)  # such batches under way at once, from each of its replicas
     max_waiting: int = Field(default=256, ge=1)  # queries that wait there; further ones get a 503
+    cached_queries: int = Field(default=10_000, ge=0)  # whose vectors each replica of the ingress keeps
     follow_every_s: float = Field(default=0.5, gt=0)  # a shard takes in changes at a search, at most so often
     ingress: Deployment = Deployment()
     encoder: Deployment = Deployment()
@@ -107,7 +109,7 @@ def build(settings: ServingSettings) -> serve.Application:
     ]
     ingress = serve.deployment(serve.ingress()(Ingress)).options(**settings.ingress.options("ingress"))
     return ingress.bind(
-        release.model_dump(), settings.timeout_s, encoder, *shards,
+        release.model_dump(), settings.timeout_s, encoder, *shards, cached_queries=settings.cached_queries,
         max_batch=settings.max_batch, max_calls=settings.max_calls, max_waiting=settings.max_waiting,
     )  # fmt: skip
 
@@ -152,11 +154,11 @@ class ShardServer:
         self._follower = Follower(Path(index), number, num_shards, release, gpu=bool(ray.get_gpu_ids()))
         self._every_s, self._followed = follow_every_s, time.monotonic()
 
-    async def search(self, vectors: NDArray[np.float32], k: int) -> list[list[dict[str, Any]]]:
-        """Find the k best hits for each of B vectors."""
+    async def search(self, vectors: NDArray[np.float32], k: int) -> bytes:
+        """Find the k best hits for each of B vectors, as `shards.merge` takes them."""
         await self._follow()
         shard = self._follower.shard
-        return shard.hits(shard.search(vectors, k))
+        return shard.answer(shard.search(vectors, k))
 
     async def _follow(self) -> None:
         """Take in changes, where some time has passed; open the shard anew if the log has gone on without it."""
@@ -182,10 +184,12 @@ class Ingress:
         timeout_s: float,
         encoder: DeploymentHandle,
         *shards: DeploymentHandle,
+        cached_queries: int = 0,
         **bounds: int,
     ) -> None:
         self._release = endpoint.Release.model_validate(release)
         self._timeout_s, self._encoder, self._shards = timeout_s, encoder, shards
+        self._vectors: LRUCache[str, NDArray[np.float32]] = LRUCache(cached_queries)
         self._together = Coalescer(self._answered, common=(endpoint.UnavailableError,), **bounds)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -220,7 +224,7 @@ class Ingress:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         try:
             async with asyncio.timeout_at(deadline):
-                vectors = await self._encoder.encode.remote(list(queries))
+                vectors = await self._encoded(queries)
         except TimeoutError as error:
             raise endpoint.UnavailableError("the query encoder did not answer in time") from error
         except Exception as error:
@@ -233,15 +237,23 @@ class Ingress:
         answers = [answer for answer in found if answer is not None]
         if not answers:
             raise endpoint.UnavailableError("no shard answered")
-        return [merge(of_query, k) for of_query in zip(*answers, strict=True)], len(answers)
+        return merge(answers, k), len(answers)
+
+    async def _encoded(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """Encode B queries to (B, D), those alone whose vectors are not kept; each of them once."""
+        known = {query: self._vectors.get(query) for query in queries}
+        if unknown := [query for query, vector in known.items() if vector is None]:
+            fresh = dict(zip(unknown, await self._encoder.encode.remote(unknown), strict=True))
+            known |= fresh
+            if self._vectors.maxsize:
+                self._vectors.update(fresh)
+        return np.stack([vector for query in queries if (vector := known[query]) is not None])
 
     @staticmethod
-    async def _ask(
-        shard: DeploymentHandle, vectors: NDArray[np.float32], k: int, deadline: float
-    ) -> list[list[dict[str, Any]]] | None:
+    async def _ask(shard: DeploymentHandle, vectors: NDArray[np.float32], k: int, deadline: float) -> bytes | None:
         try:
             async with asyncio.timeout_at(deadline):
-                answer: list[list[dict[str, Any]]] = await shard.search.remote(vectors, k)
+                answer: bytes = await shard.search.remote(vectors, k)
                 return answer
         except Exception as error:
             print(f"askew: warning: {shard.deployment_name} did not answer: {type(error).__name__}", flush=True)

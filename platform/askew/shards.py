@@ -245,13 +245,13 @@ class Shard:
 
     def hits(self, found: Found) -> list[list[dict[str, Any]]]:
         """Fetch item_id, score, title and display fields of found rows, a list for each query."""
+        return merge([self.answer(found)], found.rows.shape[1])
+
+    def answer(self, found: Found) -> bytes:
+        """Fetch the same as `merge` takes it: an Arrow stream of all queries' hits, to be sent elsewhere."""
         num, k = found.rows.shape
-        if not found.rows.size:
-            return [[] for _ in range(num)]
-        records = self._taken(SHOWN, found.rows.ravel()).to_pylist()
-        scores = found.scores.ravel().tolist()
-        every = [{**record, "score": score} for record, score in zip(records, scores, strict=True)]
-        return [every[at * k : (at + 1) * k] for at in range(num)]
+        table = self._taken(SHOWN, found.rows.ravel()) if found.rows.size else pa.table({"item_id": []})
+        return packed(table, found.scores.ravel(), np.repeat(np.arange(num), k), num)
 
     def _taken(self, columns: list[str], rows: Rows) -> pa.Table:
         """Fetch rows from the chunks that hold them; Table.take would copy every chunk together first."""
@@ -264,12 +264,37 @@ class Shard:
         return pa.Table.from_batches(found).take(pa.array(np.argsort(order, kind="stable")))
 
 
-def merge(answers: Sequence[Sequence[dict[str, Any]]], k: int) -> list[dict[str, Any]]:
-    """Merge shards' hits for one query to the k best, equal scores by item id; of an item twice, the better."""
-    every = sorted((hit for answer in answers for hit in answer), key=lambda hit: (-hit["score"], hit["item_id"]))
-    kept: dict[str, dict[str, Any]] = {}
-    for hit in every:
-        kept.setdefault(hit["item_id"], hit)
-        if len(kept) == k:
-            break
-    return list(kept.values()) if k else []
+# --- answers of several shards -------------------------------------------------------------------
+
+
+def packed(items: pa.Table, scores: Vectors, query: Rows, num_queries: int) -> bytes:
+    """Make an answer of hits: their items, their scores and the number of the query that each is for."""
+    table = items.append_column("score", pa.array(scores, pa.float32())).append_column("query", pa.array(query))
+    table = table.replace_schema_metadata({"queries": str(num_queries)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def merge(answers: Sequence[bytes], k: int) -> list[list[dict[str, Any]]]:
+    """Merge shards' answers to each query's k best hits, equal scores by item id; of an item twice, the better."""
+    tables = [pa.ipc.open_stream(answer).read_all() for answer in answers]
+    hits: list[list[dict[str, Any]]] = [[] for _ in range(int(tables[0].schema.metadata[b"queries"]))]
+    tables = [table for table in tables if table.num_rows]
+    if not tables or not k:
+        return hits
+    every = pa.concat_tables(tables, promote_options="permissive")
+    order = pc.sort_indices(every, [("query", "ascending"), ("score", "descending"), ("item_id", "ascending")])
+    queries, ids = (every[name].take(order).to_pylist() for name in ("query", "item_id"))
+    seen: list[dict[str, None]] = [{} for _ in hits]
+    kept = []
+    for place, (query, item_id) in enumerate(zip(queries, ids, strict=True)):
+        of = seen[query]
+        if len(of) < k and item_id not in of:
+            of[item_id] = None
+            kept.append(place)
+    best = every.take(order.take(pa.array(kept)))
+    for query, hit in zip(best["query"].to_pylist(), best.drop_columns("query").to_pylist(), strict=True):
+        hits[query].append(hit)
+    return hits
