@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -13,29 +14,49 @@ import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from askew import endpoint
+from askew import endpoint, messages
+from askew.endpoint import Answer, Ask
+from askew.errors import DataError
 
 HIT = {"item_id": "7", "score": 0.5, "title": "Red mug", "fields": {"price": 4, "tags": ["mug"]}}
+ITEM = {"item_id": "7", "title": "Red mug", "fields": {"price": 4}, "has_image": True}
+PHOTOS = {
+    "jpeg": b"\xff\xd8\xff\xe0rest",
+    "png": b"\x89PNGrest",
+    "none": None,
+    "page": b"<html>",
+    "a/b c?": b"GIF89a",
+}
 JSON = {"content-type": "application/json"}
 
 
 class FakeSearcher:
     """Two shards that answer as told, and what they were asked."""
 
-    release = endpoint.Release(
-        model=endpoint.Served(name="towers", version="3"), model_key="m", index_key="i", items=9, shards=2
+    release = messages.Release(
+        model=messages.Served(name="towers", version="3"), model_key="m", index_key="i", items=9, shards=2
     )
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
+        self.asks: list[Ask] = []
         self.answered = self.release.shards
         self.error: Exception | None = None
 
-    async def search(self, query: str, k: int) -> tuple[list[dict[str, Any]], int]:
-        self.calls.append((query, k))
+    async def search(self, ask: Ask) -> Answer:
+        self.calls.append((ask.query or ask.like, ask.k))
+        self.asks.append(ask)
         if self.error:
             raise self.error
-        return [HIT], self.answered
+        return Answer([HIT], self.answered, {"waiting": 0.1, "encoding": 0.2, "searching": 0.3004})
+
+    async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
+        self.calls.append((item_id, 0))
+        if self.error:
+            raise self.error
+        if item_id not in PHOTOS:
+            raise endpoint.MissingError(f"there is no product {item_id!r}")
+        return {**ITEM, "item_id": item_id, "split": "val", "image": PHOTOS[item_id]}, PHOTOS[item_id]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +120,7 @@ def test_a_search_is_answered(client: httpx.Client, searcher: FakeSearcher) -> N
     assert answer.pop("took_ms") >= 0
     assert answer == {
         "hits": [HIT],
+        "took": {"waiting": 0.1, "encoding": 0.2, "searching": 0.3},
         "model": {"name": "towers", "version": "3"},
         "coverage": {"shards": 2, "answered": 2},
         "degraded": False,
@@ -122,6 +144,90 @@ def test_what_is_within_the_bounds_is_asked_as_it_came(
 ) -> None:
     assert post(client, body).status_code == 200
     assert searcher.calls == [call]
+
+
+def test_a_filter_and_a_time_are_passed_on(client: httpx.Client, searcher: FakeSearcher) -> None:
+    where = {"price": {"lt": 20}, "not": {"brand": ["Acme", None]}}
+    assert post(client, asking(filter=where, timeout_ms=1500)).status_code == 200
+    assert searcher.asks == [Ask("red mug", where=where, timeout_s=1.5)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hits"),
+    [
+        ({"fields": ["tags", "absent"]}, [HIT | {"fields": {"tags": ["mug"]}}]),
+        ({"fields": []}, [HIT | {"fields": {}}]),
+        ({"min_score": 0.5}, [HIT]),
+        ({"min_score": 0.51}, []),
+        ({"min_score": -1}, [HIT]),
+    ],
+)
+def test_what_is_wanted_of_the_hits_is_sent(client: httpx.Client, wanted: dict[str, Any], hits: list[Any]) -> None:
+    assert post(client, asking(**wanted)).json()["hits"] == hits
+
+
+def test_who_requires_all_shards_gets_no_less(client: httpx.Client, searcher: FakeSearcher) -> None:
+    assert post(client, asking(require_full=True)).json()["degraded"] is False
+    searcher.answered = 1
+    response = post(client, asking(require_full=True))
+    assert problem(response, 503)["message"] == "1 of 2 shards answered, and all were required"
+
+
+def test_several_searches_are_answered_in_their_order(client: httpx.Client, searcher: FakeSearcher) -> None:
+    body = {"searches": [{"query": f"mug {n}", "k": n} for n in range(1, 65)]}
+    answers = client.post("/search/batch", json=body).json()["answers"]
+    assert [answer["hits"] for answer in answers] == [[HIT]] * 64
+    assert searcher.calls == [(f"mug {n}", n) for n in range(1, 65)]
+
+
+@pytest.mark.parametrize(
+    ("searches", "param"),
+    [
+        ([], "searches"),
+        ([{"query": "mug"}] * 65, "searches"),
+        ([{"query": "mug"}, {"query": ""}], "searches.1.query"),
+    ],
+)
+def test_a_batch_of_none_of_too_many_or_with_a_wrong_one_is_refused(
+    client: httpx.Client, searcher: FakeSearcher, searches: list[Any], param: str
+) -> None:
+    assert problem(client.post("/search/batch", json={"searches": searches}), 422)["param"] == param
+    assert searcher.calls == []
+
+
+def test_what_is_like_an_item_is_searched_for(client: httpx.Client, searcher: FakeSearcher) -> None:
+    body = {"item_id": "größe/7", "k": 4, "filter": {"colour": "red"}}
+    assert client.post("/similar", json=body).json()["hits"] == [HIT]
+    assert searcher.asks == [Ask(like="größe/7", k=4, where={"colour": "red"})]
+    searcher.error = endpoint.MissingError("there is no product 'x'")
+    assert problem(client.post("/similar", json={"item_id": "x"}), 404)["param"] == "item_id"
+
+
+def test_an_item_is_shown(client: httpx.Client) -> None:
+    assert client.get("/items/jpeg").json() == ITEM | {"item_id": "jpeg"}
+    assert client.get("/items/a%2Fb%20c%3F").json()["item_id"] == "a/b c?"
+    assert problem(client.get("/items/absent"), 404)["message"] == "there is no product 'absent'"
+    assert problem(client.get("/items/" + 513 * "a"), 422)["param"] == "item_id"
+
+
+def test_the_photo_of_an_item_is_sent_as_what_it_is(client: httpx.Client) -> None:
+    for name, kind in {"jpeg": "image/jpeg", "png": "image/png", "a/b c?": "image/gif"}.items():
+        response = client.get(f"/items/{quote(name, safe='')}/image")
+        assert (response.content, response.headers["content-type"]) == (PHOTOS[name], kind)
+        assert response.headers["x-content-type-options"] == "nosniff"
+    for name in ("none", "page", "absent"):
+        assert problem(client.get(f"/items/{name}/image"), 404)["param"] == "item_id"
+
+
+def test_a_filter_that_does_not_fit_the_fields_is_refused_in_its_words(
+    client: httpx.Client, searcher: FakeSearcher
+) -> None:
+    searcher.error = DataError("a filter on one of colour, price", "'color'", "mend the filter")
+    found = problem(post(client, asking(filter={"color": "red"})), 422)
+    assert (found["param"], "wanted a filter on one of colour, price; found 'color'" in found["message"]) == (
+        "filter",
+        True,
+    )
 
 
 def test_a_shard_that_did_not_answer_degrades_a_search(client: httpx.Client, searcher: FakeSearcher) -> None:
@@ -168,6 +274,14 @@ def test_a_shard_that_did_not_answer_degrades_a_search(client: httpx.Client, sea
         *(
             pytest.param(asking(k=k), 422, "k", id=f"k {k!r}")
             for k in [0, -1, 101, 10**30, 1.5, 1.0, "5", True, None, [5], float("nan"), float("inf")]
+        ),
+        *(
+            pytest.param(asking(**{name: value}), 422, name, id=f"{name} {value!r}")
+            for name, values in {
+                "filter": ["red", ["red"], 5], "fields": ["price", ["a"] * 65], "min_score": ["1", float("nan")],
+                "timeout_ms": [0, -5, 60_001, 1.5], "require_full": ["yes", 1],
+            }.items()
+            for value in values
         ),
     ],
 )  # fmt: skip
@@ -306,7 +420,17 @@ TEXTS = st.text(st.characters(exclude_categories=()))  # surrogates too
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner), max_leaves=8)
 NEAR = st.fixed_dictionaries(
-    {}, optional={"query": VALUES | TEXTS, "k": VALUES | st.integers(-1, 101), "größe": VALUES}
+    {},
+    optional={
+        "query": VALUES | TEXTS,
+        "k": VALUES | st.integers(-1, 101),
+        "größe": VALUES,
+        "filter": VALUES,
+        "fields": VALUES,
+        "min_score": VALUES,
+        "timeout_ms": VALUES,
+        "require_full": VALUES,
+    },
 )
 
 

@@ -1,7 +1,7 @@
 """Which release is served, and what the ingress makes of parts that are late or dead; the flow test serves it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +12,13 @@ import pytest
 from pydantic import ValidationError
 
 from askew import artifacts, segments
-from askew.endpoint import UnavailableError
-from askew.errors import ArtifactError, ConfigError
+from askew.deployments import Ingress, ShardServer
+from askew.endpoint import Ask, MissingError, UnavailableError
+from askew.errors import ArtifactError, ConfigError, DataError
+from askew.live import Live
 from askew.registry import Version
-from askew.serving import Ingress, Scaling, ServingSettings, find_release
+from askew.segments import Plan
+from askew.serving import Scaling, ServingSettings, find_release
 from askew.shards import packed
 
 RELEASE = {
@@ -84,27 +87,38 @@ def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:
         Scaling(min_replicas=3, max_replicas=2)
 
 
-def part(method: str, answer: Callable[..., Awaitable[Any]]) -> Any:
-    """What a deployment's handle looks like from the ingress."""
-    return SimpleNamespace(**{method: SimpleNamespace(remote=answer)}, deployment_name="shard-0")
+SCHEMA = pa.schema([("item_id", pa.string()), ("fields", pa.struct([("colour", pa.string())]))])
 
 
 def shard(*items: tuple[str, float], after_s: float = 0, dies: bool = False) -> Any:
-    async def answer(vectors: np.ndarray, k: int) -> bytes:
+    """What a shard's handle looks like from the ingress; all its items are red."""
+
+    async def search(vectors: np.ndarray, k: int, wheres: list[str]) -> list[bytes]:
         await asyncio.sleep(after_s)
         if dies:
             raise RuntimeError("gone")
-        hits = [{"item_id": i, "title": i, "fields": {"colour": "red"}} for i, _ in items[:k]] * len(vectors)
-        scores = np.tile(np.array([s for _, s in items[:k]], np.float32), len(vectors))
-        return packed(
-            pa.Table.from_pylist(hits), scores, np.repeat(np.arange(len(vectors)), len(items[:k])), len(vectors)
-        )
+        answers = []
+        for row, where in enumerate(wheres):
+            there = items[:k] if where in ("", '{"colour":"red"}') else ()
+            hits = [{"item_id": i, "title": i, "fields": {"colour": "red"}} for i, _ in there]
+            scores = np.array([s for _, s in there], np.float32)
+            table = pa.Table.from_pylist(hits) if hits else pa.table({"item_id": []})
+            answers.append(packed(table, scores, np.full(len(hits), row), len(wheres)))
+        return answers
 
-    return part("search", answer)
+    async def item(item_id: str) -> tuple[dict[str, Any], np.ndarray] | None:
+        await asyncio.sleep(after_s)
+        if dies:
+            raise RuntimeError("gone")
+        there = item_id in dict(items)
+        return ({"item_id": item_id, "image": b"photo"}, np.ones(2, np.float32)) if there else None
+
+    methods = {"search": SimpleNamespace(remote=search), "item": SimpleNamespace(remote=item)}
+    return SimpleNamespace(**methods, deployment_name="shard-0")
 
 
 def encoder(dies: bool = False, poison: str | None = None, asked: list[list[str]] | None = None) -> Any:
-    async def answer(queries: list[str]) -> np.ndarray:
+    async def encode(queries: list[str]) -> np.ndarray:
         if asked is not None:
             asked.append(queries)
         await asyncio.sleep(0.01)
@@ -112,13 +126,19 @@ def encoder(dies: bool = False, poison: str | None = None, asked: list[list[str]
             raise RuntimeError("gone")
         return np.ones((len(queries), 2), np.float32)
 
-    return part("encode", answer)
+    return SimpleNamespace(encode=SimpleNamespace(remote=encode))
 
 
-def ask(*shards: Any, timeout_s: float = 0.5, encoder: Any = None, k: int = 3) -> tuple[list[str], int]:
-    ingress = Ingress(RELEASE, timeout_s, encoder or globals()["encoder"](), *shards)
-    hits, answered = asyncio.run(ingress.search("mug", k))
-    return [hit["item_id"] for hit in hits], answered
+def made(*shards: Any, timeout_s: float = 0.5, encoder: Any = None, **how: int) -> Ingress:
+    return Ingress(
+        RELEASE, SCHEMA.serialize().to_pybytes(), timeout_s, encoder or globals()["encoder"](), *shards, **how
+    )
+
+
+def ask(*shards: Any, k: int = 3, where: Any = None, **how: Any) -> tuple[list[str], int]:
+    answer = asyncio.run(made(*shards, **how).search(Ask("mug", k=k, where=where)))
+    assert set(answer.took) == {"waiting", "encoding", "searching"}
+    return [hit["item_id"] for hit in answer.hits], answer.answered
 
 
 LEFT, RIGHT = [("a", 0.9), ("c", 0.5)], [("b", 0.7), ("d", 0.1)]
@@ -143,55 +163,136 @@ def test_no_encoder_is_no_answer() -> None:
         ask(shard(*LEFT), shard(*RIGHT), encoder=encoder(dies=True))
 
 
-def test_several_queries_at_once_are_answered_each() -> None:
-    ingress = Ingress(RELEASE, 1.0, encoder(), shard(*LEFT), shard(*RIGHT))
-    answers, answered = asyncio.run(ingress.search_batch(["mug", "cup"], 1))
-    assert ([[hit["item_id"] for hit in hits] for hits in answers], answered) == ([["a"], ["a"]], 2)
+def all_at_once(ingress: Ingress, *asks: Ask) -> list[Any]:
+    async def scenario() -> list[Any]:
+        return await asyncio.gather(*(ingress.search(one) for one in asks), return_exceptions=True)
+
+    return asyncio.run(scenario())
 
 
-def test_searches_that_come_together_go_on_together_each_with_its_own_k() -> None:
+def test_searches_that_come_together_go_on_together_each_with_its_own_k_and_filter() -> None:
     asked: list[list[str]] = []
-    ingress = Ingress(RELEASE, 1.0, encoder(asked=asked), shard(*LEFT), shard(*RIGHT), max_calls=1)
-
-    async def scenario() -> list[tuple[list[dict[str, Any]], int]]:
-        return await asyncio.gather(*(ingress.search(f"mug {n}", 1 + n % 3) for n in range(20)))
-
-    for n, (hits, answered) in enumerate(asyncio.run(scenario())):
-        assert ([hit["item_id"] for hit in hits], answered) == (["a", "b", "c"][: 1 + n % 3], 2)
+    ingress = made(shard(*LEFT), shard(*RIGHT), encoder=encoder(asked=asked), max_calls=1)
+    wheres = [None, {"colour": "red"}, {"colour": "blue"}, {"not": {"colour": "red"}}]
+    asks = [Ask(f"mug {n}", k=1 + n % 3, where=wheres[n % 4]) for n in range(20)]
+    for n, answer in enumerate(all_at_once(ingress, *asks)):
+        wanted = ["a", "b", "c"][: 1 + n % 3] if n % 4 < 2 else []
+        assert ([hit["item_id"] for hit in answer.hits], answer.answered) == (wanted, 2)
     assert [len(batch) for batch in asked] == [1, 19]
 
 
 def test_one_poisonous_query_fails_alone() -> None:
-    ingress = Ingress(RELEASE, 1.0, encoder(poison="mug 7"), shard(*LEFT), shard(*RIGHT), max_calls=1)
-
-    async def scenario() -> list[Any]:
-        return await asyncio.gather(*(ingress.search(f"mug {n}", 1) for n in range(20)), return_exceptions=True)
-
-    found = asyncio.run(scenario())
+    ingress = made(shard(*LEFT), shard(*RIGHT), encoder=encoder(poison="mug 7"), max_calls=1)
+    found = all_at_once(ingress, *(Ask(f"mug {n}", k=1) for n in range(20)))
     assert [n for n, answer in enumerate(found) if isinstance(answer, Exception)] == [7]
     assert isinstance(found[7], UnavailableError)
-    assert all(answer[0][0]["item_id"] == "a" for n, answer in enumerate(found) if n != 7)
+    assert all(answer.hits[0]["item_id"] == "a" for n, answer in enumerate(found) if n != 7)
 
 
 def test_more_than_may_wait_are_refused_at_once() -> None:
-    ingress = Ingress(RELEASE, 1.0, encoder(), shard(*LEFT), shard(*RIGHT), max_calls=1, max_waiting=5)
-
-    async def scenario() -> list[Any]:
-        return await asyncio.gather(*(ingress.search("mug", 1) for _ in range(20)), return_exceptions=True)
-
-    refused = [answer for answer in asyncio.run(scenario()) if isinstance(answer, Exception)]
+    ingress = made(shard(*LEFT), shard(*RIGHT), max_calls=1, max_waiting=5)
+    refused = [a for a in all_at_once(ingress, *[Ask("mug")] * 20) if isinstance(a, Exception)]
     assert len(refused) == 14
     assert all("too many searches at once" in str(error) for error in refused)
 
 
+def test_a_filter_that_does_not_fit_is_refused_before_anything_is_asked() -> None:
+    with pytest.raises(DataError, match="wanted a filter on one of colour, item_id; found 'color'"):
+        ask(shard(dies=True), shard(dies=True), where={"color": "red"})
+
+
+def test_a_request_may_wait_less_than_the_server_would() -> None:
+    slow = made(shard(*LEFT, after_s=0.3), shard(*RIGHT))
+    [answer] = all_at_once(slow, Ask("mug", timeout_s=0.05))
+    assert isinstance(answer, UnavailableError)
+    assert "no answer within 0.05 s" in str(answer)
+
+
+def test_what_is_like_an_item_is_found_by_its_vector_and_without_itself() -> None:
+    asked: list[list[str]] = []
+    ingress = made(shard(*LEFT), shard(*RIGHT), encoder=encoder(asked=asked))
+    like, text = all_at_once(ingress, Ask(like="b", k=2), Ask("mug", k=2))
+    assert [hit["item_id"] for hit in like.hits] == ["a", "c"]
+    assert [hit["item_id"] for hit in text.hits] == ["a", "b"]
+    assert asked == [["mug"]]
+
+
+def test_an_item_that_no_shard_has_is_missing_and_one_that_a_dead_shard_may_have_is_not() -> None:
+    [missing] = all_at_once(made(shard(*LEFT), shard(*RIGHT)), Ask(like="x"))
+    assert isinstance(missing, MissingError)
+    ingress = made(shard(*LEFT), shard(dies=True))
+    [found, unknown] = all_at_once(ingress, Ask(like="a"), Ask(like="b"))
+    assert ([hit["item_id"] for hit in found.hits], found.answered) == (["c"], 1)
+    assert isinstance(unknown, UnavailableError)
+    assert asyncio.run(ingress.item("a")) == ({"item_id": "a", "image": b"photo"}, b"photo")
+
+
 def test_a_query_is_encoded_once_as_long_as_it_is_kept() -> None:
     asked: list[list[str]] = []
-    ingress = Ingress(RELEASE, 1.0, encoder(asked=asked), shard(*LEFT), shard(*RIGHT), cached_queries=2)
+    ingress = made(shard(*LEFT), shard(*RIGHT), encoder=encoder(asked=asked), cached_queries=2, max_calls=1)
 
     async def scenario() -> None:
-        for queries in (["mug", "cup", "mug"], ["cup", "mug"], ["pan", "pot", "pin"], ["pin", "mug"]):
-            answers, _ = await ingress.search_batch(queries, 1)
-            assert [hits[0]["item_id"] for hits in answers] == ["a"] * len(queries)
+        for queries in (["mug"], ["mug", "cup", "mug"], ["pan", "pot", "pin"], ["pin", "mug"]):
+            await asyncio.gather(*(ingress.search(Ask(query)) for query in queries))
 
     asyncio.run(scenario())
-    assert asked == [["mug", "cup"], ["pan", "pot", "pin"], ["mug"]]
+    assert asked == [["mug"], ["cup"], ["pan"], ["pot", "pin"], ["mug"]]
+
+
+def test_over_real_shards_filters_likeness_and_items(tmp_path: Path) -> None:
+    """Four segments in two shards, without a cluster between them and the ingress."""
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(40, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    items = pa.Table.from_pylist([
+        {
+            "item_id": f"i{n:02d}", "split": "val", "title": f"title {n}", "has_image": n % 2 == 0,
+            "fields": {"colour": ["red", "blue"][n % 2], "price": float(n)},
+            "image": b"jpeg" if n % 2 == 0 else None,
+        }
+        for n in range(40)
+    ])  # fmt: skip
+    with artifacts.draft(tmp_path, "index", {}, {}) as draft:
+        for n in range(4):
+            rows = pa.array(range(n, 40, 4))
+            segments.write(draft.folder / f"segment-{n}", vectors[n::4], items.take(rows), None, "release")
+        segments.tell(draft, [f"segment-{n}" for n in range(4)])
+    folder = artifacts.place(tmp_path, "index", artifacts.key("index", {}, {}))
+    servers = [ShardServer(str(folder), n, 2, "release", 0.01) for n in range(2)]
+    handles = [
+        SimpleNamespace(
+            search=SimpleNamespace(remote=server.search),
+            item=SimpleNamespace(remote=server.item),
+            deployment_name="s",
+        )
+        for server in servers
+    ]
+    schema = Plan.read(folder).schema
+    assert "image" not in schema.names
+    ingress = Ingress(RELEASE, schema.serialize().to_pybytes(), 1.0, None, *handles)  # type: ignore[arg-type]
+
+    def best(like: int, keep: Any, k: int = 5) -> list[str]:
+        order = np.argsort(-vectors @ vectors[like])
+        return [f"i{n:02d}" for n in order.tolist() if n != like and keep(n)][:k]
+
+    asks = [
+        Ask(like="i07", k=5), Ask(like="i08", k=3, where={"colour": "red"}),
+        Ask(like="i08", k=50, where={"price": {"gte": 30}, "has_image": False}),
+        Ask(like="i09", where={"price": -1}),
+    ]  # fmt: skip
+    found = all_at_once(ingress, *asks)
+    assert [[hit["item_id"] for hit in answer.hits] for answer in found] == [
+        best(7, lambda n: True), best(8, lambda n: n % 2 == 0, 3), best(8, lambda n: n >= 30 and n % 2, 50), [],
+    ]  # fmt: skip
+    assert found[0].hits[0].keys() == {"item_id", "title", "fields", "score"}
+    record, photo = asyncio.run(ingress.item("i08"))
+    assert (record["title"], record["fields"], photo) == ("title 8", {"colour": "red", "price": 8.0}, b"jpeg")
+    assert asyncio.run(ingress.item("i09"))[1] is None
+    with Live(folder) as live:
+        live.upsert(vectors[:1], [items.slice(7, 1).to_pylist()[0] | {"title": "mended"}])
+        live.delete(["i08"])
+    time.sleep(0.02)
+    assert asyncio.run(ingress.item("i07"))[0]["title"] == "mended"
+    [like, gone] = all_at_once(ingress, Ask(like="i07", k=1), Ask(like="i08"))
+    assert [hit["item_id"] for hit in like.hits] == ["i00"]
+    assert isinstance(gone, MissingError)

@@ -1,4 +1,4 @@
-"""The endpoint's HTTP side: what a request may be, what an answer looks like, and how an error reads.
+"""The endpoint's HTTP side: its paths, what is refused before anything is asked, and how an error reads.
 
 A request that is not understood gets a 4xx of the form {"error": {"code", "message", "param", "hint"}} before
 anything behind it is asked. Knows nothing of Ray: what it asks is a `Searcher`.
@@ -7,18 +7,38 @@ anything behind it is asked. Knows nothing of Ray: what it asks is a `Searcher`.
 import asyncio
 import time
 import uuid
-from typing import Annotated, Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple, Protocol
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from askew.inputs import clean
+from askew.errors import DataError
+from askew.filters import Filter
+from askew.messages import (
+    MAX_ID,
+    BatchRequest,
+    BatchResponse,
+    Coverage,
+    Failure,
+    Hit,
+    Item,
+    Problem,
+    Release,
+    SearchRequest,
+    SearchResponse,
+    SimilarRequest,
+    Wanted,
+)
 
-MAX_QUERY, MAX_K, MAX_BODY_BYTES, BODY_TIMEOUT_S = 512, 100, 64 * 1024, 5.0
+MAX_BODY_BYTES, BODY_TIMEOUT_S = 64 * 1024, 5.0
+PHOTOS = {
+    b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"GIF8": "image/gif",
+}  # fmt: skip
 HINTS = {
     400: "send one JSON object, encoded in UTF-8",
     404: "see /docs for the paths",
@@ -32,91 +52,44 @@ HINTS = {
 }
 
 
-def _readable(query: str) -> str:
-    if not clean(query):
-        raise ValueError("the query holds no readable character")
-    return query
-
-
-class SearchRequest(BaseModel):
-    """What to search for."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"query": "red striped mug", "k": 5}]}
-    )
-
-    query: Annotated[str, Field(max_length=MAX_QUERY), AfterValidator(_readable)]
-    k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
-
-
-class Hit(BaseModel):
-    """One product found."""
-
-    item_id: str
-    score: float = Field(description="cosine of query and product, −1 to 1")
-    title: str
-    fields: dict[str, Any]
-
-
-class Served(BaseModel):
-    """The model version that answers."""
-
-    name: str
-    version: str
-
-
-class Coverage(BaseModel):
-    """How many shards were asked and how many answered in time."""
-
-    shards: int
-    answered: int
-
-
-class SearchResponse(BaseModel):
-    """The products found, best first."""
-
-    hits: list[Hit]
-    model: Served
-    took_ms: float
-    coverage: Coverage
-    degraded: bool = Field(description="true when a shard did not answer, so that products may be missing")
-    request_id: str = Field(description="the header x-request-id of the request and of the answer")
-
-
-class Release(BaseModel):
-    """What is served: a model version and the index that it built."""
-
-    model: Served
-    model_key: str
-    index_key: str
-    items: int
-    shards: int
-
-
-class Problem(BaseModel):
-    """What was wrong with a request, and what to do."""
-
-    code: str
-    message: str
-    param: str | None
-    hint: str
-
-
-class Failure(BaseModel):
-    """The body of every answer that is no success."""
-
-    error: Problem
+ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID)]
 
 
 class UnavailableError(Exception):
     """Nothing that could answer answered in time."""
 
 
+class MissingError(Exception):
+    """There is no such product."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of a searcher: the products that fit a text, or that are like one of an id."""
+
+    query: str = ""
+    like: str = ""
+    k: int = 10
+    where: Filter | None = None
+    timeout_s: float | None = None  # the searcher's own
+
+
+class Answer(NamedTuple):
+    """The hits, best first, how many shards answered, and the milliseconds of its parts."""
+
+    hits: list[dict[str, Any]]
+    answered: int
+    took: Mapping[str, float]
+
+
 class Searcher(Protocol):
     """What the endpoint asks."""
 
-    async def search(self, query: str, k: int) -> tuple[list[dict[str, Any]], int]:
-        """Return the hits, best first, and how many shards answered. Raises UnavailableError."""
+    async def search(self, ask: Ask) -> Answer:
+        """Search. Raises UnavailableError; MissingError for no such product; DataError for a wrong filter."""
+
+    async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
+        """Return a product and its photo, if it has one. Raises MissingError, UnavailableError."""
 
     @property
     def release(self) -> Release:
@@ -125,28 +98,20 @@ class Searcher(Protocol):
 
 def endpoint(searcher: Searcher) -> FastAPI:
     """Make the HTTP application over a searcher."""
-    failures: dict[int | str, dict[str, Any]] = {c: {"model": Failure} for c in (400, 408, 413, 415, 422, 503)}
+    failures: dict[int | str, dict[str, Any]] = {
+        code: {"model": Failure} for code in (400, 404, 408, 413, 415, 422, 503)
+    }
     app = FastAPI(title="askew", description="Multimodal product search.", responses=failures)
     app.add_middleware(Bounds)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(UnavailableError, _on_unavailable)
+    app.add_exception_handler(MissingError, _on_missing)
+    app.add_exception_handler(DataError, _on_filter)
     app.add_exception_handler(Exception, _on_bug)
 
-    @app.post("/search")
-    async def search(request: SearchRequest, http: Request) -> SearchResponse:
-        """Find the products that fit a query best."""
-        started = time.perf_counter()
-        hits, answered = await searcher.search(request.query, request.k)
-        release = searcher.release
-        return SearchResponse(
-            hits=[Hit(**hit) for hit in hits],
-            model=release.model,
-            took_ms=round(1000 * (time.perf_counter() - started), 3),
-            coverage=Coverage(shards=release.shards, answered=answered),
-            degraded=answered < release.shards,
-            request_id=http.headers.get("x-request-id") or uuid.uuid4().hex,
-        )
+    _searches(app, searcher)
+    _items(app, searcher)
 
     @app.get("/release")
     async def release() -> Release:
@@ -161,12 +126,77 @@ def endpoint(searcher: Searcher) -> FastAPI:
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Tell that a search is answered by every shard now."""
-        _, answered = await searcher.search("ready", 1)
-        if answered < searcher.release.shards:
-            raise UnavailableError(f"{answered} of {searcher.release.shards} shards answer")
+        found = await searcher.search(Ask(query="ready", k=1))
+        if found.answered < searcher.release.shards:
+            raise UnavailableError(f"{found.answered} of {searcher.release.shards} shards answer")
         return {"status": "ready"}
 
     return app
+
+
+def _searches(app: FastAPI, searcher: Searcher) -> None:
+    async def answered(wanted: Wanted, ask: Ask, http: Request) -> SearchResponse:
+        started = time.perf_counter()
+        found, release = await searcher.search(ask), searcher.release
+        if wanted.require_full and found.answered < release.shards:
+            raise UnavailableError(f"{found.answered} of {release.shards} shards answered, and all were required")
+        return SearchResponse(
+            hits=[_shown(hit, wanted) for hit in found.hits if _reaches(hit, wanted)],
+            model=release.model,
+            took_ms=round(1000 * (time.perf_counter() - started), 3),
+            took={part: round(ms, 3) for part, ms in found.took.items()},
+            coverage=Coverage(shards=release.shards, answered=found.answered),
+            degraded=found.answered < release.shards,
+            request_id=http.headers.get("x-request-id") or uuid.uuid4().hex,
+        )
+
+    @app.post("/search")
+    async def search(request: SearchRequest, http: Request) -> SearchResponse:
+        """Find the products that fit a query best."""
+        return await answered(request, _ask(request, query=request.query), http)
+
+    @app.post("/search/batch")
+    async def search_batch(request: BatchRequest, http: Request) -> BatchResponse:
+        """Find the products that fit each of several queries best."""
+        each = [answered(one, _ask(one, query=one.query), http) for one in request.searches]
+        return BatchResponse(answers=await asyncio.gather(*each))
+
+    @app.post("/similar")
+    async def similar(request: SimilarRequest, http: Request) -> SearchResponse:
+        """Find the products that are most like one."""
+        return await answered(request, _ask(request, like=request.item_id), http)
+
+
+def _items(app: FastAPI, searcher: Searcher) -> None:
+    @app.get("/items/{item_id:path}/image", response_class=Response)
+    async def image(item_id: ItemId) -> Response:
+        """Send a product's photo."""
+        _, photo = await searcher.item(item_id)
+        kind = next((kind for start, kind in PHOTOS.items() if photo and photo.startswith(start)), None)
+        if photo is None or kind is None:
+            raise MissingError(f"product {item_id!r} has no photo")
+        return Response(photo, media_type=kind, headers={"x-content-type-options": "nosniff"})
+
+    @app.get("/items/{item_id:path}")
+    async def item(item_id: ItemId) -> Item:
+        """Show one product."""
+        return Item(**(await searcher.item(item_id))[0])
+
+
+def _ask(wanted: Wanted, query: str = "", like: str = "") -> Ask:
+    timeout_s = None if wanted.timeout_ms is None else wanted.timeout_ms / 1000
+    return Ask(query=query, like=like, k=wanted.k, where=wanted.filter, timeout_s=timeout_s)
+
+
+def _reaches(hit: Mapping[str, Any], wanted: Wanted) -> bool:
+    return wanted.min_score is None or bool(hit["score"] >= wanted.min_score)
+
+
+def _shown(hit: Mapping[str, Any], wanted: Wanted) -> Hit:
+    if wanted.fields is None:
+        return Hit(**hit)
+    kept = {name: value for name, value in hit["fields"].items() if name in wanted.fields}
+    return Hit(**{**hit, "fields": kept})
 
 
 class Bounds:
@@ -244,6 +274,14 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 async def _on_unavailable(request: Request, error: Exception) -> Response:
     return _failed(503, str(error))
+
+
+async def _on_missing(request: Request, error: Exception) -> Response:
+    return _failed(404, str(error), "item_id")
+
+
+async def _on_filter(request: Request, error: Exception) -> Response:
+    return _failed(422, str(error), "filter")
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -160,6 +160,12 @@ class Plan:
             )  # fmt: skip
         return segment
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of items, without their photos, as the first segment has them."""
+        items = self.open(next(iter(self.segments)), verify=False).items()
+        return pa.schema([field for field in items.schema if field.name != "image"])
+
     def share(self, number: int, num_shards: int) -> list[str]:
         """Name the segments that shard number `number` of `num_shards` serves, more or less as many as the others.
 

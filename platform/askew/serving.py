@@ -1,36 +1,23 @@
 """Serve: one autoscaled endpoint over a release, by Ray Serve: ingress → query encoder → one deployment a shard.
 
 A release is a model version and the index that it built; one that does not fit together is refused before
-anything is served. The deployments are plain classes, wrapped once in `build`.
+anything is served.
 """
 
-import asyncio
 import os
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import ray
-import torch
-from cachetools import LRUCache
-from fastapi import FastAPI
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
-from askew import ann, artifacts, endpoint
-from askew.coalescing import Coalescer, FullError
+from askew import artifacts, messages
 from askew.config import Settings
+from askew.deployments import Encoder, Ingress, ShardServer
 from askew.errors import ArtifactError, ConfigError
-from askew.live import Follower
-from askew.models import Model
 from askew.registry import CHAMPION, Registry, Version
 from askew.segments import Plan
-from askew.shards import merge
 
 
 class Scaling(Settings):
@@ -109,12 +96,13 @@ def build(settings: ServingSettings) -> serve.Application:
     ]
     ingress = serve.deployment(serve.ingress()(Ingress)).options(**settings.ingress.options("ingress"))
     return ingress.bind(
-        release.model_dump(), settings.timeout_s, encoder, *shards, cached_queries=settings.cached_queries,
-        max_batch=settings.max_batch, max_calls=settings.max_calls, max_waiting=settings.max_waiting,
+        release.model_dump(), plan.schema.serialize().to_pybytes(), settings.timeout_s, encoder, *shards,
+        cached_queries=settings.cached_queries, max_batch=settings.max_batch, max_calls=settings.max_calls,
+        max_waiting=settings.max_waiting,
     )  # fmt: skip
 
 
-def find_release(version: Version, num_shards: int) -> tuple[Plan, endpoint.Release]:
+def find_release(version: Version, num_shards: int) -> tuple[Plan, messages.Release]:
     """Find a version's index, and the release that both make."""
     folder = version.index
     manifest = artifacts.read(folder, "index", verify=False)
@@ -127,134 +115,8 @@ def find_release(version: Version, num_shards: int) -> tuple[Plan, endpoint.Rele
         raise ConfigError(
             f"at most {len(plan.segments)} shards, one a segment", str(num_shards), "lower num_shards"
         )
-    release = endpoint.Release(
-        model=endpoint.Served(name=version.name, version=version.version),
+    release = messages.Release(
+        model=messages.Served(name=version.name, version=version.version),
         model_key=key, index_key=manifest.key, items=manifest.counts["items"], shards=num_shards,
     )  # fmt: skip
     return plan, release
-
-
-class Encoder:
-    """Query texts to vectors."""
-
-    def __init__(self, model: str) -> None:
-        torch.set_num_threads(1)
-        self._model = Model.load(Path(model))
-
-    async def encode(self, queries: list[str]) -> NDArray[np.float32]:
-        """Encode B queries to (B, D)."""
-        return self._model.queries(queries)
-
-
-class ShardServer:
-    """Vectors to the best items of some segments, and of what changed since."""
-
-    def __init__(self, index: str, number: int, num_shards: int, release: str, follow_every_s: float) -> None:
-        ann.threads(1)
-        self._follower = Follower(Path(index), number, num_shards, release, gpu=bool(ray.get_gpu_ids()))
-        self._every_s, self._followed = follow_every_s, time.monotonic()
-
-    async def search(self, vectors: NDArray[np.float32], k: int) -> bytes:
-        """Find the k best hits for each of B vectors, as `shards.merge` takes them."""
-        await self._follow()
-        shard = self._follower.shard
-        return shard.answer(shard.search(vectors, k))
-
-    async def _follow(self) -> None:
-        """Take in changes, where some time has passed; open the shard anew if the log has gone on without it."""
-        if time.monotonic() - self._followed < self._every_s:
-            return
-        self._followed = time.monotonic()
-        try:
-            self._follower.follow()
-        except ArtifactError as error:
-            print(f"askew: warning: {error}; the shard is opened anew", flush=True)
-            self._follower = await asyncio.to_thread(self._follower.reopened)
-
-
-class Ingress:
-    """HTTP in, the encoder and all shards behind; what they answer within the timeout, merged.
-
-    Queries that come while others are under way go on together, in one call to the encoder and one to each shard.
-    """
-
-    def __init__(
-        self,
-        release: dict[str, Any],
-        timeout_s: float,
-        encoder: DeploymentHandle,
-        *shards: DeploymentHandle,
-        cached_queries: int = 0,
-        **bounds: int,
-    ) -> None:
-        self._release = endpoint.Release.model_validate(release)
-        self._timeout_s, self._encoder, self._shards = timeout_s, encoder, shards
-        self._vectors: LRUCache[str, NDArray[np.float32]] = LRUCache(cached_queries)
-        self._together = Coalescer(self._answered, common=(endpoint.UnavailableError,), **bounds)
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return endpoint.endpoint(self)
-
-    @property
-    def release(self) -> endpoint.Release:
-        """What is served."""
-        return self._release
-
-    async def search(self, query: str, k: int) -> tuple[list[dict[str, Any]], int]:
-        """Search for one query: hits, and the number of shards that answered.
-
-        Raises UnavailableError when there is no answer in time, or when so many wait that there would be none.
-        """
-        try:
-            async with asyncio.timeout(2 * self._timeout_s):  # of waiting, and of the batch
-                return await self._together.ask((query, k))
-        except FullError as error:
-            raise endpoint.UnavailableError(f"too many searches at once: {error}") from error
-        except TimeoutError as error:
-            raise endpoint.UnavailableError(f"no answer within {2 * self._timeout_s:g} s") from error
-
-    async def _answered(self, asked: Sequence[tuple[str, int]]) -> list[tuple[list[dict[str, Any]], int]]:
-        """Answer queries, each with its k, that came together."""
-        queries, depths = zip(*asked, strict=True)
-        hits, answered = await self.search_batch(queries, max(depths))
-        return [(found[:k], answered) for found, k in zip(hits, depths, strict=True)]
-
-    async def search_batch(self, queries: Sequence[str], k: int) -> tuple[list[list[dict[str, Any]]], int]:
-        """Search for B queries at once: their hits, and the number of shards that answered."""
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
-        try:
-            async with asyncio.timeout_at(deadline):
-                vectors = await self._encoded(queries)
-        except TimeoutError as error:
-            raise endpoint.UnavailableError("the query encoder did not answer in time") from error
-        except Exception as error:
-            if len(queries) > 1:  # which of them it was, is found out by asking each alone
-                raise
-            raise endpoint.UnavailableError(
-                f"the query encoder did not answer ({type(error).__name__})"
-            ) from error
-        found = await asyncio.gather(*(self._ask(shard, vectors, k, deadline) for shard in self._shards))
-        answers = [answer for answer in found if answer is not None]
-        if not answers:
-            raise endpoint.UnavailableError("no shard answered")
-        return merge(answers, k), len(answers)
-
-    async def _encoded(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """Encode B queries to (B, D), those alone whose vectors are not kept; each of them once."""
-        known = {query: self._vectors.get(query) for query in queries}
-        if unknown := [query for query, vector in known.items() if vector is None]:
-            fresh = dict(zip(unknown, await self._encoder.encode.remote(unknown), strict=True))
-            known |= fresh
-            if self._vectors.maxsize:
-                self._vectors.update(fresh)
-        return np.stack([vector for query in queries if (vector := known[query]) is not None])
-
-    @staticmethod
-    async def _ask(shard: DeploymentHandle, vectors: NDArray[np.float32], k: int, deadline: float) -> bytes | None:
-        try:
-            async with asyncio.timeout_at(deadline):
-                answer: bytes = await shard.search.remote(vectors, k)
-                return answer
-        except Exception as error:
-            print(f"askew: warning: {shard.deployment_name} did not answer: {type(error).__name__}", flush=True)
-            return None

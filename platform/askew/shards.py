@@ -243,15 +243,29 @@ class Shard:
 
     # --- showing ---------------------------------------------------------------------------------
 
+    def item(self, item_id: str) -> tuple[dict[str, Any], Vectors] | None:
+        """Return an item's record with its photo, and its vector (D,); None if it is not here or was deleted."""
+        for part in reversed(self._every):
+            alive = part.mask("")
+            rows = [row for row in part.rows_of([item_id]) if alive is None or alive[row]]
+            if rows:
+                record: dict[str, Any] = part.items.slice(rows[-1], 1).to_pylist()[0]
+                return record, part.index.vectors(np.array(rows[-1:]))[0]
+        return None
+
     def hits(self, found: Found) -> list[list[dict[str, Any]]]:
         """Fetch item_id, score, title and display fields of found rows, a list for each query."""
         return merge([self.answer(found)], found.rows.shape[1])
 
-    def answer(self, found: Found) -> bytes:
-        """Fetch the same as `merge` takes it: an Arrow stream of all queries' hits, to be sent elsewhere."""
+    def answer(self, found: Found, queries: Rows | None = None, total: int | None = None) -> bytes:
+        """Fetch the same as `merge` takes it: an Arrow stream of all queries' hits, to be sent elsewhere.
+
+        Where a shard answers some of `total` queries, `queries` (B,) are their numbers.
+        """
         num, k = found.rows.shape
+        queries = np.arange(num) if queries is None else queries
         table = self._taken(SHOWN, found.rows.ravel()) if found.rows.size else pa.table({"item_id": []})
-        return packed(table, found.scores.ravel(), np.repeat(np.arange(num), k), num)
+        return packed(table, found.scores.ravel(), np.repeat(queries, k), num if total is None else total)
 
     def _taken(self, columns: list[str], rows: Rows) -> pa.Table:
         """Fetch rows from the chunks that hold them; Table.take would copy every chunk together first."""
