@@ -162,8 +162,8 @@ def report(found: dict[str, Any]) -> str:
 Written by `python bench/scale.py`; the figures are in `scale.json`. Made-up clustered vectors of
 {short[0]["dim"]} dimensions, {on}.
 A query is one of a batch of 32 that asks for 100 hits, by one thread, at the least effort that gives recall@10
-and recall@100 of {RECALL}. Real text against photos is harder than these vectors, and wants more effort at the same
-recall.
+and recall@100 of {RECALL}. Real text against photos is harder than these vectors, and wants more effort for as
+much recall.
 
 ## Measured: exact (`flat`)
 

@@ -39,7 +39,7 @@ class SearchRequest(Wanted):
         }
     )
 
-    query: Annotated[str, Field(max_length=MAX_QUERY), AfterValidator(_readable)]
+    query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY), AfterValidator(_readable)]
 
 
 class SimilarRequest(Wanted):
