@@ -1,4 +1,4 @@
-"""What embedding by the index stage costs beyond the model: Ray Data's actors against a loop, in processor time.
+"""What embedding by the index stage costs beyond the model: Ray Data's actor against a loop, in processor time.
 
 Both embed the same made-up items over and over, by small towers of random weights (photos of 128 pixels), one
 thread each. The stage's time is that of all of Ray's processes; the loop has its texts and photos in memory.
@@ -80,7 +80,7 @@ def _stage(folder: Path, made: Path, root: Path, rounds: int) -> float:
         for n in range(rounds)
     ]  # fmt: skip
     with Watched() as watched:
-        datasets.spread(units, Embedder, "embedded", (str(folder), str(made), BATCH), 2)
+        datasets.spread(units, Embedder, "embedded", (str(folder), str(made), BATCH), 1)
     if len(np.load(root / "00000-00000.npy")) != rows:
         raise RuntimeError("other vectors than items")
     return watched.processor_s

@@ -19,6 +19,7 @@ filters and upserts cost is measured at the setting that the builder would take:
 """
 
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -233,7 +234,7 @@ class Ours:
 
     def build(self, vectors: Vectors) -> None:
         """Build its segments."""
-        self.index = build(self._design, vectors, self.folder)
+        self.index = build(self._design, vectors, self.folder, items(len(vectors)))
         self.shard = Shard(Plan.read(self.index), verify=False)
 
     def search(self, queries: Vectors, setting: Effort) -> Rows:
@@ -245,23 +246,26 @@ class Ours:
         return sum(file.stat().st_size for file in self.index.glob(f"*/{segments.VECTORS}"))
 
 
-def build(design: Design, vectors: Vectors, root: Path) -> Path:
-    """Build an index of made-up items as the stage does, from vectors."""
+def build(design: Design, vectors: Vectors, root: Path, every: pa.Table) -> Path:
+    """Build an index of items as the stage does, from their vectors."""
     sample = vectors[np.random.default_rng(0).permutation(len(vectors))[: ann.sample_size(design)]]
     empty = ann.Index.trained(design, sample)
     with artifacts.draft(root, "index", design.model_dump(), {}) as draft:
         empty.write(draft.folder / segments.EMPTY)
         names = []
-        for number, rows in enumerate(np.array_split(np.arange(len(vectors)), NUM_SEGMENTS)):
+        cuts = np.linspace(0, len(vectors), NUM_SEGMENTS + 1).astype(int).tolist()
+        for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
             names.append(f"segment-{number:05d}")
-            segments.write(draft.folder / names[-1], vectors[rows], items(rows), empty, "bench")
+            own = every.slice(start, stop - start)
+            segments.write(draft.folder / names[-1], vectors[start:stop], own, empty, "bench")
         segments.tell(draft, names)
     return artifacts.place(root, "index", artifacts.key("index", design.model_dump(), {}))
 
 
-def items(rows: Rows) -> pa.Table:
-    """Items with fields that half, a tenth, a hundredth and a thousandth of them share."""
-    ids = pa.array([f"i{row:08d}" for row in rows.tolist()])
+def items(count: int) -> pa.Table:
+    """Make up items with fields that half, a tenth, a hundredth and a thousandth of them share."""
+    rows = np.arange(count)
+    ids = pa.array([f"i{row:08d}" for row in range(count)])
     fields = {f"one_in_{n}": pa.array(rows % n == 0) for n in (2, 10, 100, 1000)}
     struct = pa.StructArray.from_arrays(list(fields.values()), list(fields))
     return pa.table({"item_id": ids, "title": ids, "fields": struct})
@@ -387,6 +391,7 @@ def filtered(ours: Ours, vectors: Vectors, queries: Vectors) -> dict[str, Any]:
 def building(vectors: Vectors, folder: Path) -> dict[str, float]:
     """Building segments of vectors over bare FAISS's training and adding, by processor time."""
     design = tuning.design(IndexKindSettings(kind="ivf_rabitq"), len(vectors), vectors.shape[1])
+    every = items(len(vectors))
     faiss.omp_set_num_threads(1)
 
     def bare() -> None:
@@ -396,7 +401,7 @@ def building(vectors: Vectors, folder: Path) -> dict[str, float]:
         index.add(vectors)
         faiss.write_index(index, str(folder / "bare"))
 
-    return timed({"bare": bare, "ours": lambda: build(design, vectors, folder / "again")}, rounds=1)
+    return timed({"bare": bare, "ours": lambda: build(design, vectors, folder / "again", every)}, rounds=1)
 
 
 def freshness(ours: Ours, queries: Vectors, seconds: float = 30) -> dict[str, float]:
@@ -516,6 +521,8 @@ def draw(by_dim: Mapping[int, Mapping[str, Any]], path: Path) -> None:
             xscale="log", xlabel="processor time of a query, ms", ylabel="recall@10", title=f"{dim} dimensions"
         )
         axis.set_ylim(0.9, 1.002)
+        axis.set_xticks([0.1, 0.2, 0.5, 1, 2, 5], labels=["0.1", "0.2", "0.5", "1", "2", "5"])
+        axis.minorticks_off()
         axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
