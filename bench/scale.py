@@ -7,6 +7,7 @@ builds take all cores, and wall and processor time stand beside each other. A po
 them on to 10⁸ and 10⁹.
 """
 
+import ctypes
 import gc
 import json
 import math
@@ -36,6 +37,13 @@ def chunks(world: World) -> Iterator[np.ndarray]:
         yield world.vectors(number, min(CHUNK, world.size - at))
 
 
+def resident() -> int:
+    """Bytes of memory that this process holds, what it has freed given back first."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(psutil.Process().memory_info().rss)
+
+
 def truth(world: World, queries: np.ndarray) -> np.ndarray:
     """The exact best, a chunk at a time."""
     scores = np.full((len(queries), K), -np.inf, np.float32)
@@ -56,8 +64,8 @@ def measured(world: World, settings: IndexKindSettings, queries: np.ndarray) -> 
     wanted = truth(world, queries)
     design = tuning.design(settings, size, dim)
     need = ann.sample_size(design)
-    sample = [part[:: max(1, size // need)] for part in chunks(world)]
-    before = psutil.Process().memory_info().rss
+    before = resident()
+    sample = [part[:: max(1, size // need)].copy() for part in chunks(world)]
     started = time.perf_counter(), time.process_time()
     index = Index.trained(design, np.concatenate(sample)[:need])
     trained = time.perf_counter() - started[0], time.process_time() - started[1]
@@ -69,8 +77,7 @@ def measured(world: World, settings: IndexKindSettings, queries: np.ndarray) -> 
         adding[0] += time.perf_counter() - started[0]
         adding[1] += time.process_time() - started[1]
     del part
-    gc.collect()
-    memory = psutil.Process().memory_info().rss - before
+    memory = resident() - before
     faiss.omp_set_num_threads(1)
     best = _least(index, queries, wanted)
     return {
