@@ -145,7 +145,7 @@ def plan(point: dict[str, Any], fits: dict[str, dict[str, float]], queries_per_s
         "|" + "---|" * 8,
     ]
     for n in (8, 9):
-        gib = point["item_bytes"] * 10**n / 2**30
+        gib = point["memory_bytes_an_item"] * 10**n / 2**30
         ms = fits["query_ms"][f"at_1e{n}"]
         hours = (fits["add_processor_s"][f"at_1e{n}"] + fits["train_processor_s"][f"at_1e{n}"]) / 3600
         cores = ms / 1000 * queries_per_second
@@ -189,7 +189,7 @@ Beyond what was measured this is arithmetic, not experience. Nodes have {NODE_GI
 
 {plan(short[-1], fits["ivf_rabitq"])}
 
-- **Memory** is bytes an item times items, and decides. `refine: sq8` takes 128 bytes less an item of 128
+- **Memory** is bytes an item, as the process grew, times items, and decides. `refine: sq8` takes 128 bytes less an item of 128
   dimensions; titles, fields and photos are mapped from disk, and take memory as far as they are looked at.
 - **Shards** cost: two take about 1.2 times and four 1.4 times the processor time of one (`make bench-index`),
   for each looks into all lists that a query wants. Few large shards beat many small ones.
