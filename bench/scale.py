@@ -189,8 +189,9 @@ Beyond what was measured this is arithmetic, not experience. Nodes have {NODE_GI
 
 {plan(short[-1], fits["ivf_rabitq"])}
 
-- **Memory** is bytes an item, as the process grew, times items, and decides. `refine: sq8` takes 128 bytes less an item of 128
-  dimensions; titles, fields and photos are mapped from disk, and take memory as far as they are looked at.
+- **Memory** is bytes an item, as the process grew, times items, and decides. `refine: sq8` takes 128 bytes less
+  an item of 128 dimensions; titles, fields and photos are mapped from disk, and take memory as far as they are
+  looked at.
 - **Shards** cost: two take about 1.2 times and four 1.4 times the processor time of one (`make bench-index`),
   for each looks into all lists that a query wants. Few large shards beat many small ones.
 - **Building** is spread over workers: embedding and filling by segment; only centroids are learned in one
