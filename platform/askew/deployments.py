@@ -152,7 +152,10 @@ class Ingress:
         raise MissingError(f"there is no product {item_id!r}")
 
     async def _answered(self, asked: Sequence[Question]) -> list[Answer]:
-        """Answer questions that came together: one call to the encoder, and one to each shard."""
+        """Answer questions that came together: one call to the encoder, and one to each shard.
+
+        Each gets as many hits as any of them wants.
+        """
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         times = [time.perf_counter()]
         vectors = await self._vectors_of(asked, deadline)
@@ -166,10 +169,7 @@ class Ingress:
         merged = merge([part for answer in answers for part in answer], k)
         times.append(time.perf_counter())
         took = dict(zip(("encoding", "searching"), (1000 * np.diff(times)).tolist(), strict=True))
-        return [
-            Answer(hits[: ask.k + bool(ask.like)], len(answers), took)
-            for (ask, _), hits in zip(asked, merged, strict=True)
-        ]
+        return [Answer(hits, len(answers), took) for hits in merged]
 
     async def _vectors_of(self, asked: Sequence[Question], deadline: float) -> NDArray[np.float32]:
         """The vectors of B questions, (B, D)."""

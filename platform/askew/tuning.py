@@ -169,14 +169,14 @@ class Setting(NamedTuple):
 def settings(design: Design, paths: Sequence[Path]) -> list[Setting]:
     """Put together what was measured of all segments: recall and cost of every effort over them joined to one."""
     parts = [np.load(path) for path in paths]
-    truth = _best(*_all(parts, "exact_scores", "exact_rows"))
+    exact = _rows(parts, ["exact_rows"] * len(parts))
+    truth = _best(_scores(parts, ["exact_scores"] * len(parts), exact), exact)
     lengths, found = [len(part["idle"]) for part in parts], []
     for step, efforts in enumerate(_steps(design)[: max(lengths)]):
         at = [min(step, length - 1) for length in lengths]  # at its last a segment has found what it has at all
-        scores, rows = _all(parts, *([f"{a}.{name}" for a in at] for name in ("scores", "rows")))
-        codes = None
-        if design.refine != "none":
-            codes, _ = _all(parts, *([f"{a}.{name}" for a in at] for name in ("codes", "rows")))
+        rows = _rows(parts, [f"{a}.rows" for a in at])
+        scores = _scores(parts, [f"{a}.scores" for a in at], rows)
+        codes = None if design.refine == "none" else _scores(parts, [f"{a}.codes" for a in at], rows)
         taken = np.array([part["seconds"][a] for part, a in zip(parts, at, strict=True)])
         idle = np.array([part["idle"][a] for part, a in zip(parts, at, strict=True)])[:, None]
         joined = design.kind != "hnsw"  # graphs are searched one by one
@@ -188,16 +188,16 @@ def settings(design: Design, paths: Sequence[Path]) -> list[Setting]:
     return found
 
 
-def _all(
-    parts: Sequence[Mapping[str, NDArray[Any]]], values: str | Sequence[str], rows: str | Sequence[str]
-) -> tuple[Vectors, Rows]:
-    """What all segments have under these names, side by side; rows are told from those of other segments."""
-    values, rows = ([names] * len(parts) if isinstance(names, str) else names for names in (values, rows))
-    numbers = [part[name] for part, name in zip(parts, rows, strict=True)]
-    apart = [np.where(own < 0, -1, own + (n << 40)) for n, own in enumerate(numbers)]
-    scores = [part[name] for part, name in zip(parts, values, strict=True)]
-    there = np.concatenate(apart, axis=1)
-    return np.where(there < 0, -np.inf, np.concatenate(scores, axis=1)).astype(np.float32), there
+def _rows(parts: Sequence[Mapping[str, NDArray[Any]]], names: Sequence[str]) -> Rows:
+    """The rows that each segment has under its name, side by side, told from those of other segments."""
+    numbers = [part[name] for part, name in zip(parts, names, strict=True)]
+    return np.concatenate([np.where(own < 0, -1, own + (n << 40)) for n, own in enumerate(numbers)], axis=1)
+
+
+def _scores(parts: Sequence[Mapping[str, NDArray[Any]]], names: Sequence[str], rows: Rows) -> Vectors:
+    """The scores that each segment has under its name, side by side; -inf where there is no row."""
+    scores = np.concatenate([part[name] for part, name in zip(parts, names, strict=True)], axis=1)
+    return np.where(rows < 0, -np.inf, scores).astype(np.float32)
 
 
 def _first(codes: Vectors, count: int) -> NDArray[np.bool_]:
