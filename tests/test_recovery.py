@@ -95,6 +95,10 @@ class Run:
         """Wait until a step is done."""
         self._await(lambda: max(losses(self.root), default=0) >= step)
 
+    def until_saved(self) -> None:
+        """Wait until Ray Train knows of a checkpoint: it is uploaded beside the steps that follow."""
+        self._await(lambda: any((self.root / "runs").glob("model-*/checkpoint_manager_snapshot.json")))
+
     def family(self) -> list[psutil.Process]:
         return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
 
@@ -158,6 +162,7 @@ def test_a_training_whose_driver_is_killed_goes_on_when_it_is_run_again(
 ) -> None:
     run = Run(triplets_folder, tmp_path / "run")
     run.until(9)
+    run.until_saved()
     run.killed()
     first = entries(tmp_path / "run")
     Run(triplets_folder, tmp_path / "run").ended()
