@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from askew import rough
 from askew.config import Settings
 from askew.errors import ArtifactError
 
@@ -37,6 +38,7 @@ CLASSES = {
 NEIGHBOURS = 32  # of HNSW
 BITS = 2  # of a dimension in RaBitQ: with one, four times as many must be scored again
 TRAINED_ON = 64  # vectors for each list, where there are as many
+ROUGH_FROM = 1 << 16  # vectors: products in bfloat16 first tell which are worth an exact score
 BLAS_FROM_BATCH = 8  # FAISS 1.15 scans row by row below a threshold that counts queries × dimensions
 ON_GPU = ("flat", "ivf_flat", "ivf_sq8")  # kinds that FAISS searches on a GPU too,
 GPU_K, GPU_LISTS = 2048, 2048  # up to so many hits and lists
@@ -84,6 +86,11 @@ class Design(Settings):
         return code + number + (0 if self.refine == "none" else BYTES[self.refine] * self.dim)
 
     @property
+    def served_bytes(self) -> float:
+        """Bytes that an item takes when it is searched: exact search keeps vectors in half precision too."""
+        return self.item_bytes + (2 * self.dim if self.exact else 0)
+
+    @property
     def exact(self) -> bool:
         """Whether every vector is looked at, in full."""
         return self.kind == "flat"
@@ -118,6 +125,7 @@ class Index:
     def __init__(self, design: Design, index: Any) -> None:
         self.design, self._index = design, index
         self._gpu: Any = None
+        self._rough: rough.Rough | None = None
         if design.kind in REFINED:  # query by query: few of a batch look into the same of many lists
             faiss.downcast_index(faiss.extract_index_ivf(index)).implem = 10
         faiss.cvar.distance_compute_blas_threshold = BLAS_FROM_BATCH * design.dim
@@ -174,6 +182,7 @@ class Index:
 
     def add(self, vectors: Vectors) -> None:
         """Add (N, D) vectors."""
+        self._rough = None
         self._index.add(_floats(vectors))
 
     def join(self, other: "Index") -> None:
@@ -184,6 +193,7 @@ class Index:
         assert self.design == other.design
         assert self.design.kind != "hnsw"
         mine, theirs = self._index, other._index
+        self._rough = other._rough = None
         if self.design.refine == "none":
             mine.merge_from(theirs, mine.ntotal if self.design.lists else 0)
             return
@@ -255,10 +265,26 @@ class Index:
         params = faiss.SearchParameters(**selector.argument) if selector.argument else None
 
         def best(depth: int) -> tuple[Vectors, Rows]:
+            if params is None and self._gpu is None and (roughly := self._roughly(queries, depth)):
+                return roughly
             found: tuple[Vectors, Rows] = self._searcher(depth, effort, mask).search(queries, depth, params=params)
             return found
 
         return self._strictly(queries, k, self.size if mask is None else int(mask.sum()), best)
+
+    def _roughly(self, queries: Vectors, k: int) -> tuple[Vectors, Rows] | None:
+        """Find the k best of many vectors for many queries, by rough scores first; None where that is no help."""
+        if len(queries) < BLAS_FROM_BATCH or self.size < ROUGH_FROM or not rough.fast():
+            return None
+        vectors = faiss.rev_swig_ptr(self._index.get_xb(), self.size * self.design.dim).reshape(self.size, -1)
+        self._rough = self._rough or rough.Rough(vectors)
+        if (pairs := self._rough.among_best(queries, k)) is None:
+            return None
+        number, row = pairs
+        scores = np.einsum("nd,nd->n", vectors[row], queries[number])
+        order = np.lexsort((-scores, number))
+        firsts = np.searchsorted(number, np.arange(len(queries)))[:, None] + np.arange(k)
+        return scores[order][firsts], row[order][firsts]
 
     def among(self, queries: Vectors, k: int, rows: Rows) -> tuple[Vectors, Rows]:
         """Find the k best of some rows (N,) by scoring them all, ties broken strictly as `search` says."""

@@ -46,11 +46,11 @@ def design(settings: IndexKindSettings, size: int, dim: int) -> Design:
     every = _designs(settings, size, dim)
     bound = float("inf") if settings.memory_gib is None else settings.memory_gib * 2**30
     for found in every:
-        if found.item_bytes * size <= bound:
+        if found.served_bytes * size <= bound:
             return found
-    least = min(every, key=lambda d: d.item_bytes)
+    least = min(every, key=lambda d: d.served_bytes)
     wanted = (
-        f"memory_gib of at least {least.item_bytes * size / 2**30:.3g} for {size:,} vectors of {dim} dimensions"
+        f"memory_gib of at least {least.served_bytes * size / 2**30:.3g} for {size:,} vectors of {dim} dimensions"
     )
     raise ConfigError(wanted, f"{settings.memory_gib:g}", "raise it, or train vectors of fewer dimensions")
 
