@@ -1,9 +1,10 @@
+import base64
 import http.client
 import json
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +28,7 @@ PHOTOS = {
     "page": b"<html>",
     "a/b c?": b"GIF89a",
 }
+EXPLANATION = {"text": 0.4, "image": None, "fused": 0.5, "without_image": 0.4}
 JSON = {"content-type": "application/json"}
 
 
@@ -42,13 +44,16 @@ class FakeSearcher:
         self.asks: list[Ask] = []
         self.answered = self.release.shards
         self.error: Exception | None = None
+        self.written: list[Any] = []
 
     async def search(self, ask: Ask) -> Answer:
         self.calls.append((ask.query or ask.like, ask.k))
         self.asks.append(ask)
         if self.error:
             raise self.error
-        return Answer([HIT], self.answered, {"waiting": 0.1, "encoding": 0.2, "searching": 0.3004})
+        hit = {**HIT, "explanation": EXPLANATION} if ask.explain else HIT
+        missing = 0.25 * (2 - self.answered)
+        return Answer([hit], self.answered, {"waiting": 0.1, "encoding": 0.2, "searching": 0.3004}, missing)
 
     async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
         self.calls.append((item_id, 0))
@@ -57,6 +62,18 @@ class FakeSearcher:
         if item_id not in PHOTOS:
             raise endpoint.MissingError(f"there is no product {item_id!r}")
         return {**ITEM, "item_id": item_id, "split": "val", "image": PHOTOS[item_id]}, PHOTOS[item_id]
+
+    async def upsert(self, items: Sequence[Mapping[str, Any]]) -> tuple[int, int, list[dict[str, str]]]:
+        self.written = list(items)
+        if self.error:
+            raise self.error
+        return 17, len(items), [{"item_id": "7", "reason": "empty", "message": "the image has no bytes"}]
+
+    async def delete(self, item_ids: Sequence[str]) -> int:
+        self.written = list(item_ids)
+        if self.error:
+            raise self.error
+        return 18
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +139,7 @@ def test_a_search_is_answered(client: httpx.Client, searcher: FakeSearcher) -> N
         "hits": [HIT],
         "took": {"waiting": 0.1, "encoding": 0.2, "searching": 0.3},
         "model": {"name": "towers", "version": "3"},
-        "coverage": {"shards": 2, "answered": 2},
+        "coverage": {"shards": 2, "answered": 2, "missing": 0.0},
         "degraded": False,
     }
     assert searcher.calls == [("red mug", 3)]
@@ -236,7 +253,7 @@ def test_a_shard_that_did_not_answer_degrades_a_search(client: httpx.Client, sea
     assert response.status_code == 200
     answer = response.json()
     assert answer["degraded"] is True
-    assert answer["coverage"] == {"shards": 2, "answered": 1}
+    assert answer["coverage"] == {"shards": 2, "answered": 1, "missing": 0.25}
     assert answer["hits"] == [HIT]
 
 
@@ -443,3 +460,71 @@ def test_any_body_is_searched_for_or_refused(served: tuple[FakeSearcher, httpx.C
     if response.status_code != 200:
         problem(response, 400 if response.status_code == 400 else 422)
     assert len(fake.calls) == (response.status_code == 200)
+
+
+def test_scores_are_explained_when_that_is_asked(client: httpx.Client, searcher: FakeSearcher) -> None:
+    [hit] = post(client, asking(explain=True)).json()["hits"]
+    assert hit["explanation"] == EXPLANATION
+    [hit] = post(client, asking()).json()["hits"]
+    assert "explanation" not in hit
+    assert [ask.explain for ask in searcher.asks] == [True, False]
+
+
+def test_whether_it_is_ready_is_asked_anew(client: httpx.Client, searcher: FakeSearcher) -> None:
+    assert client.get("/readyz").status_code == 200
+    assert searcher.asks[0].fresh
+
+
+MUG = {"item_id": "n1", "title": "Red mug", "fields": {"price": 4}, "image": base64.b64encode(b"photo").decode()}
+
+
+def test_items_are_upserted_and_deleted(client: httpx.Client, searcher: FakeSearcher) -> None:
+    response = client.post("/items:upsert", json={"items": [MUG, {"item_id": "n2", "title": ""}]})
+    assert (response.status_code, response.json()) == (
+        200,
+        {
+            "change": 17, "items": 2,
+            "refused": [{"item_id": "7", "reason": "empty", "message": "the image has no bytes"}],
+        },
+    )  # fmt: skip
+    assert searcher.written == [
+        {**MUG, "image": b"photo"}, {"item_id": "n2", "title": "", "fields": {}, "image": None},
+    ]  # fmt: skip
+    response = client.post("/items:delete", json={"item_ids": ["n1", "n2"]})
+    assert (response.json(), searcher.written) == ({"change": 18, "items": 2, "refused": []}, ["n1", "n2"])
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"items": []}, "items"), ({}, "items"), ({"items": [MUG] * 65}, "items"), ({"items": MUG}, "items"),
+        ({"items": [MUG | {"item_id": ""}]}, "items.0.item_id"), ({"items": [{"item_id": "a"}]}, "items.0.title"),
+        ({"items": [MUG | {"image": "no base64!"}]}, "items.0.image"), ({"items": [MUG | {"x": 1}]}, "items.0.x"),
+        ({"items": [MUG | {"title": 5}]}, "items.0.title"), ({"items": [MUG | {"fields": []}]}, "items.0.fields"),
+    ],
+)  # fmt: skip
+def test_items_of_the_wrong_form_are_refused(client: httpx.Client, body: object, param: str) -> None:
+    assert problem(client.post("/items:upsert", json=body), 422)["param"] == param
+
+
+def test_of_items_more_bytes_are_taken_but_not_any_number(client: httpx.Client, searcher: FakeSearcher) -> None:
+    large = base64.b64encode(bytes(20 << 20)).decode()
+    assert client.post("/items:upsert", json={"items": [{**MUG, "image": large}]}).status_code == 200
+    assert searcher.written[0]["image"] == bytes(20 << 20)
+    problem(client.post("/items:upsert", json={"items": [{**MUG, "image": large}] * 2}), 413)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (endpoint.ForbiddenError("this endpoint takes no changes"), 403),
+        (endpoint.RefusedError("wanted fields among price; found colour"), 422),
+        (endpoint.UnavailableError("not written within 30 s"), 503),
+    ],
+)
+def test_a_change_that_is_not_made_says_why(
+    client: httpx.Client, searcher: FakeSearcher, error: Exception, status: int
+) -> None:
+    searcher.error = error
+    for path, body in (("/items:upsert", {"items": [MUG]}), ("/items:delete", {"item_ids": ["7"]})):
+        assert problem(client.post(path, json=body), status)["message"] == str(error)

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import hypothesis
@@ -33,6 +33,12 @@ class Shop:
             raise endpoint.MissingError(f"there is no product {item_id!r}")
         return {"item_id": "7", "title": "Red mug", "fields": {}, "has_image": True}, b"\xff\xd8\xff\xe0"
 
+    async def upsert(self, items: Sequence[Mapping[str, Any]]) -> tuple[int, int, list[dict[str, str]]]:
+        return 1, len(items), []
+
+    async def delete(self, item_ids: Sequence[str]) -> int:
+        return 2
+
 
 @pytest.fixture(scope="module")
 def described() -> Iterator[Any]:
@@ -47,7 +53,8 @@ def described() -> Iterator[Any]:
 
 PATHS = [
     ("/search", "POST"), ("/search/batch", "POST"), ("/similar", "POST"), ("/items/{item_id}", "GET"),
-    ("/items/{item_id}/image", "GET"), ("/release", "GET"), ("/healthz", "GET"), ("/readyz", "GET"),
+    ("/items/{item_id}/image", "GET"), ("/items:upsert", "POST"), ("/items:delete", "POST"), ("/release", "GET"),
+    ("/healthz", "GET"), ("/readyz", "GET"),
 ]  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """Which release is served, and what the ingress makes of parts that are late or dead; the flow test serves it."""
 
 import asyncio
+import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +14,10 @@ import pytest
 from pydantic import ValidationError
 
 from askew import artifacts, segments
-from askew.deployments import Ingress, ShardServer
-from askew.endpoint import Ask, MissingError, UnavailableError
+from askew.deployments import ShardServer
+from askew.endpoint import Ask, ForbiddenError, MissingError, RefusedError, UnavailableError
 from askew.errors import ArtifactError, ConfigError, DataError
+from askew.ingress import Ingress
 from askew.live import Live
 from askew.registry import Version
 from askew.segments import Plan
@@ -90,10 +93,16 @@ def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:
 SCHEMA = pa.schema([("item_id", pa.string()), ("fields", pa.struct([("colour", pa.string())]))])
 
 
-def shard(*items: tuple[str, float], after_s: float = 0, dies: bool = False) -> Any:
+def shard(
+    *items: tuple[str, float], after_s: float = 0, dies: bool = False, asked: list[int] | None = None,
+    changes: Iterator[int] | None = None,
+) -> Any:  # fmt: skip
     """What a shard's handle looks like from the ingress; all its items are red."""
+    changes = changes or itertools.repeat(0)
 
-    async def search(vectors: np.ndarray, k: int, wheres: list[str]) -> list[bytes]:
+    async def search(vectors: np.ndarray, k: int, wheres: list[str]) -> tuple[int, list[bytes]]:
+        if asked is not None:
+            asked.append(len(vectors))
         await asyncio.sleep(after_s)
         if dies:
             raise RuntimeError("gone")
@@ -104,7 +113,7 @@ def shard(*items: tuple[str, float], after_s: float = 0, dies: bool = False) -> 
             scores = np.array([s for _, s in there], np.float32)
             table = pa.Table.from_pylist(hits) if hits else pa.table({"item_id": []})
             answers.append(packed(table, scores, np.full(len(hits), row), len(wheres)))
-        return answers
+        return next(changes), answers
 
     async def item(item_id: str) -> tuple[dict[str, Any], np.ndarray] | None:
         await asyncio.sleep(after_s)
@@ -129,10 +138,16 @@ def encoder(dies: bool = False, poison: str | None = None, asked: list[list[str]
     return SimpleNamespace(encode=SimpleNamespace(remote=encode))
 
 
-def made(*shards: Any, timeout_s: float = 0.5, encoder: Any = None, **how: int) -> Ingress:
-    return Ingress(
-        RELEASE, SCHEMA.serialize().to_pybytes(), timeout_s, encoder or globals()["encoder"](), *shards, **how
-    )
+def made(*shards: Any, encoder: Any = None, items: Any = None, **how: Any) -> Ingress:
+    settings = {"timeout_s": 0.5, "cached_results": 0, **how}
+    schema, sizes = SCHEMA.serialize().to_pybytes(), [7, 3][: len(shards)]
+    return Ingress(settings, RELEASE, schema, sizes, encoder or globals()["encoder"](), items or writer(), *shards)
+
+
+def writer(**methods: Any) -> Any:
+    """What the handle of `items` looks like."""
+    names = ("upsert", "delete", "explain")
+    return SimpleNamespace(**{name: SimpleNamespace(remote=methods.get(name)) for name in names})
 
 
 def ask(*shards: Any, k: int = 3, where: Any = None, **how: Any) -> tuple[list[str], int]:
@@ -239,6 +254,108 @@ def test_a_query_is_encoded_once_as_long_as_it_is_kept() -> None:
     assert asked == [["mug"], ["cup"], ["pan"], ["pot", "pin"], ["mug"]]
 
 
+def test_the_same_search_is_answered_from_memory_until_something_changes() -> None:
+    asked: list[int] = []
+    changes = iter([0, 0, 1, 1, 1, 1])
+    one = shard(*LEFT, asked=asked, changes=changes)
+    ingress = made(one, cached_results=10)
+
+    async def scenario() -> list[Any]:
+        red = {"colour": "red"}
+        asks = [Ask("mug"), Ask("mug"), Ask("mug", where=red), Ask("mug", where=red), Ask("cup"), Ask("mug")]
+        return [await ingress.search(ask) for ask in asks]
+
+    answers = asyncio.run(scenario())
+    assert ["cached" in answer.took for answer in answers] == [False, True, False, True, False, False]
+    assert answers[0].hits == answers[1].hits
+    assert len(asked) == 4
+
+
+def test_what_is_degraded_explained_or_asked_afresh_is_never_kept() -> None:
+    for trouble, how in (({"dies": True}, {}), ({}, {"fresh": True})):
+        asked: list[int] = []
+        ingress = made(shard(*LEFT, asked=asked), shard(*RIGHT, **trouble), cached_results=10)
+
+        async def scenario(ingress: Ingress = ingress, how: Any = how) -> None:
+            for _ in range(2):
+                assert "cached" not in (await ingress.search(Ask("mug", **how))).took
+
+        asyncio.run(scenario())
+        assert len(asked) == 2
+
+
+def test_the_share_of_the_catalogue_that_is_missing_is_told() -> None:
+    for shards, missing in (
+        ([shard(*LEFT), shard(*RIGHT)], 0), ([shard(*LEFT), shard(dies=True)], 0.3),
+        ([shard(dies=True), shard(*RIGHT)], 0.7),
+    ):  # fmt: skip
+        [answer] = all_at_once(made(*shards), Ask("mug"))
+        assert answer.missing == pytest.approx(missing)
+
+
+def test_a_shard_that_is_gone_is_not_waited_for_again_and_again() -> None:
+    ingress = made(shard(*LEFT), shard(*RIGHT, after_s=9), timeout_s=0.05)
+
+    async def scenario() -> list[float]:
+        times = []
+        for n in range(6):
+            started = time.monotonic()
+            assert (await ingress.search(Ask(f"mug {n}"))).answered == 1
+            times.append(time.monotonic() - started)
+        return times
+
+    times = asyncio.run(scenario())
+    assert min(times[:3]) >= 0.05
+    assert max(times[3:]) < 0.05
+
+
+def test_a_slow_replica_of_a_shard_is_not_waited_for() -> None:
+    waits = iter([5.0, 0.0])
+    quick = shard(*RIGHT)
+    slow_once = SimpleNamespace(search=SimpleNamespace(), item=quick.item, deployment_name="shard-1")
+
+    async def search(*what: Any) -> Any:
+        await asyncio.sleep(next(waits))
+        return await quick.search.remote(*what)
+
+    slow_once.search.remote = search
+    [answer] = all_at_once(made(shard(*LEFT), slow_once, hedge_after_ms=20), Ask("mug"))
+    assert answer.answered == 2
+
+
+def test_hits_are_explained_by_what_wrote_them() -> None:
+    told = {"text": 0.1, "without_image": 0.2}
+    seen: list[Any] = []
+
+    async def explain(query: str, items: list[dict[str, Any]]) -> list[dict[str, float]]:
+        seen.append((query, [item["item_id"] for item in items]))
+        return [told for _ in items]
+
+    ingress = made(shard(*LEFT), shard(*RIGHT), items=writer(explain=explain))
+    [answer] = all_at_once(ingress, Ask("mug", k=2, explain=True))
+    assert [hit["explanation"] for hit in answer.hits] == [told, told]
+    assert seen == [("mug", ["a", "b"])]
+
+
+def test_changes_are_passed_on_where_they_are_allowed_and_their_troubles_told() -> None:
+    async def upsert(items: list[Any]) -> tuple[int, int, list[Any]]:
+        if items == ["odd"]:
+            raise ArtifactError("fields among colour", "size", "leave it out")
+        if items == ["slow"]:
+            await asyncio.sleep(9)
+        if items == ["broken"]:
+            raise RuntimeError("gone")
+        return 3, len(items), []
+
+    ingress = made(shard(*LEFT), items=writer(upsert=upsert), writes=True, write_timeout_s=0.05)
+    assert asyncio.run(ingress.upsert(["a"])) == (3, 1, [])  # type: ignore[list-item]
+    for item, error in (("odd", RefusedError), ("slow", UnavailableError), ("broken", UnavailableError)):
+        with pytest.raises(error):
+            asyncio.run(ingress.upsert([item]))  # type: ignore[list-item]
+    with pytest.raises(ForbiddenError):
+        asyncio.run(made(shard(*LEFT), items=writer(upsert=upsert)).upsert(["a"]))  # type: ignore[list-item]
+
+
 def test_over_real_shards_filters_likeness_and_items(tmp_path: Path) -> None:
     """Four segments in two shards, without a cluster between them and the ingress."""
     random = np.random.default_rng(0)
@@ -269,7 +386,8 @@ def test_over_real_shards_filters_likeness_and_items(tmp_path: Path) -> None:
     ]
     schema = Plan.read(folder).schema
     assert "image" not in schema.names
-    ingress = Ingress(RELEASE, schema.serialize().to_pybytes(), 1.0, None, *handles)  # type: ignore[arg-type]
+    settings = {"timeout_s": 1.0, "cached_results": 0}
+    ingress = Ingress(settings, RELEASE, schema.serialize().to_pybytes(), [20, 20], encoder(), writer(), *handles)
 
     def best(like: int, keep: Any, k: int = 5) -> list[str]:
         order = np.argsort(-vectors @ vectors[like])

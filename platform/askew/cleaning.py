@@ -7,7 +7,7 @@ or of other units.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ NUMBERS = {  # as shops write them: no codes like 007, 0x1F or 12E4, no nan
     pa.float64(): r"^\s*[+-]?(0|[1-9][0-9]*)?(\.[0-9]*)?\s*$",
 }
 ALL = "all"  # the split of items whose data names none
+Fetch = Callable[[Sequence[object]], Sequence[bytes | Problem | None]]  # the photos that references name
 
 
 class CleanSettings(Settings):
@@ -174,7 +175,7 @@ class Cleaner:
                 set_aside += chunk.bad
                 if not chunk.table.num_rows:  # of broken lines alone: it has no columns
                     continue
-                rows, photos, found = self._rows(chunk.table, unit["file"], fetcher)
+                rows, photos, found = self.rows(chunk.table, unit["file"], fetcher.fetch)
                 set_aside += found
                 writer.write(rows, self._registered(rows, photos, names))
                 _count(tally, rows)
@@ -196,12 +197,12 @@ class Cleaner:
             rows = chunk.table.filter(pc.equal(chunk.table["kind"], "item"))
             yield sources.Chunk(rows.select(["item_id", "title", "image", "split"]), chunk.bad)
 
-    def _rows(self, raw: pa.Table, file: str, fetcher: Fetcher) -> tuple[pa.Table, NDArray[np.uint8], list[Bad]]:
+    def rows(self, raw: pa.Table, file: str, fetch: Fetch) -> tuple[pa.Table, NDArray[np.uint8], list[Bad]]:
         """Make the clean rows of a chunk; returns the pixels of those with a photo, (m, size, size, 3), too."""
         raw, set_aside = self._usable(raw, file)
         ids = raw["item_id"].to_pylist()
         references = raw["image"].to_pylist() if "image" in raw.column_names else [None] * len(ids)
-        photos = Photos.decoded(fetcher.fetch(references), self._settings.image_size)
+        photos = Photos.decoded(fetch(references), self._settings.image_size)
         broken = [bad("image", ids[row], file, *problem) for row, problem in photos.problems.items()]
         other, odd = self._others(raw, ids, file)
         split = words(raw, "split", file)
@@ -280,6 +281,12 @@ TEXT_FIELD = "their text"  # where a column called text waits while ours has its
 def texts(raw: pa.Table, name: str) -> list[str]:
     """List what a column says as text: numbers too, lists joined, nothing where there is none."""
     return list(map(_text, raw[name].to_pylist())) if name in raw.column_names else [""] * raw.num_rows
+
+
+def text_of(item: Mapping[str, Any], text_fields: Sequence[str]) -> str:
+    """Join what a clean item says in its title and other fields, as it was joined when it was cleaned."""
+    said = {**(item.get("fields") or {}), "title": item["title"]}
+    return inputs.clean(" ".join(_text(said.get(name)) for name in text_fields))
 
 
 def _text(value: object) -> str:

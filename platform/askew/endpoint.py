@@ -7,7 +7,7 @@ anything behind it is asked. Knows nothing of Ray: what it asks is a `Searcher`.
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -24,27 +24,34 @@ from askew.messages import (
     BatchRequest,
     BatchResponse,
     Coverage,
+    DeleteRequest,
     Failure,
     Hit,
     Item,
     Problem,
+    Refused,
     Release,
     SearchRequest,
     SearchResponse,
     SimilarRequest,
+    UpsertRequest,
     Wanted,
+    WriteResponse,
 )
 
 MAX_BODY_BYTES, BODY_TIMEOUT_S = 64 * 1024, 5.0
+MAX_ITEMS_BYTES, ITEMS_TIMEOUT_S = 32 << 20, 30.0
 PHOTOS = {
     b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"GIF8": "image/gif",
+    b"\0\0\0": "image/avif",
 }  # fmt: skip
 HINTS = {
     400: "send one JSON object, encoded in UTF-8",
+    403: "set `writes: true` in the endpoint's settings",
     404: "see /docs for the paths",
     405: "see /docs for the methods",
     408: "send the whole body at once",
-    413: f"send at most {MAX_BODY_BYTES:,} bytes",
+    413: f"send at most {MAX_BODY_BYTES:,} bytes, or {MAX_ITEMS_BYTES:,} of items",
     415: "set the header content-type: application/json",
     422: "see /docs for the fields and their bounds",
     500: "report it with the header x-request-id",
@@ -63,6 +70,14 @@ class MissingError(Exception):
     """There is no such product."""
 
 
+class ForbiddenError(Exception):
+    """This is not allowed here."""
+
+
+class RefusedError(Exception):
+    """A change does not fit the index."""
+
+
 @dataclass(frozen=True)
 class Ask:
     """What is asked of a searcher: the products that fit a text, or that are like one of an id."""
@@ -71,15 +86,18 @@ class Ask:
     like: str = ""
     k: int = 10
     where: Filter | None = None
+    explain: bool = False
+    fresh: bool = False  # asked of the shards, though the answer be known
     timeout_s: float | None = None  # the searcher's own
 
 
 class Answer(NamedTuple):
-    """The hits, best first, how many shards answered, and the milliseconds of its parts."""
+    """The hits, best first, how many shards answered, the milliseconds of its parts, and what share is missing."""
 
     hits: list[dict[str, Any]]
     answered: int
     took: Mapping[str, float]
+    missing: float = 0.0  # of the catalogue
 
 
 class Searcher(Protocol):
@@ -91,6 +109,15 @@ class Searcher(Protocol):
     async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
         """Return a product and its photo, if it has one. Raises MissingError, UnavailableError."""
 
+    async def upsert(self, items: Sequence[Mapping[str, Any]]) -> tuple[int, int, list[dict[str, str]]]:
+        """Add products; returns the change's number, how many it has, and what was refused.
+
+        Raises ForbiddenError, RefusedError, UnavailableError.
+        """
+
+    async def delete(self, item_ids: Sequence[str]) -> int:
+        """Delete products; returns the change's number. Raises as `upsert`."""
+
     @property
     def release(self) -> Release:
         """What is served."""
@@ -99,7 +126,7 @@ class Searcher(Protocol):
 def endpoint(searcher: Searcher) -> FastAPI:
     """Make the HTTP application over a searcher."""
     failures: dict[int | str, dict[str, Any]] = {
-        code: {"model": Failure} for code in (400, 404, 408, 413, 415, 422, 503)
+        code: {"model": Failure} for code in (400, 403, 404, 408, 413, 415, 422, 503)
     }
     app = FastAPI(title="askew", description="Multimodal product search.", responses=failures)
     app.add_middleware(Bounds)
@@ -107,11 +134,14 @@ def endpoint(searcher: Searcher) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(UnavailableError, _on_unavailable)
     app.add_exception_handler(MissingError, _on_missing)
+    app.add_exception_handler(ForbiddenError, _on_forbidden)
+    app.add_exception_handler(RefusedError, _on_refused)
     app.add_exception_handler(DataError, _on_filter)
     app.add_exception_handler(Exception, _on_bug)
 
     _searches(app, searcher)
     _items(app, searcher)
+    _changes(app, searcher)
 
     @app.get("/release")
     async def release() -> Release:
@@ -126,7 +156,7 @@ def endpoint(searcher: Searcher) -> FastAPI:
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Tell that a search is answered by every shard now."""
-        found = await searcher.search(Ask(query="ready", k=1))
+        found = await searcher.search(Ask(query="ready", k=1, fresh=True))
         if found.answered < searcher.release.shards:
             raise UnavailableError(f"{found.answered} of {searcher.release.shards} shards answer")
         return {"status": "ready"}
@@ -145,23 +175,23 @@ def _searches(app: FastAPI, searcher: Searcher) -> None:
             model=release.model,
             took_ms=round(1000 * (time.perf_counter() - started), 3),
             took={part: round(ms, 3) for part, ms in found.took.items()},
-            coverage=Coverage(shards=release.shards, answered=found.answered),
+            coverage=Coverage(shards=release.shards, answered=found.answered, missing=round(found.missing, 4)),
             degraded=found.answered < release.shards,
             request_id=http.headers.get("x-request-id") or uuid.uuid4().hex,
         )
 
-    @app.post("/search")
+    @app.post("/search", response_model_exclude_unset=True)
     async def search(request: SearchRequest, http: Request) -> SearchResponse:
         """Find the products that fit a query best."""
-        return await answered(request, _ask(request, query=request.query), http)
+        return await answered(request, _ask(request, query=request.query, explain=request.explain), http)
 
-    @app.post("/search/batch")
+    @app.post("/search/batch", response_model_exclude_unset=True)
     async def search_batch(request: BatchRequest, http: Request) -> BatchResponse:
         """Find the products that fit each of several queries best."""
-        each = [answered(one, _ask(one, query=one.query), http) for one in request.searches]
+        each = [answered(one, _ask(one, query=one.query, explain=one.explain), http) for one in request.searches]
         return BatchResponse(answers=await asyncio.gather(*each))
 
-    @app.post("/similar")
+    @app.post("/similar", response_model_exclude_unset=True)
     async def similar(request: SimilarRequest, http: Request) -> SearchResponse:
         """Find the products that are most like one."""
         return await answered(request, _ask(request, like=request.item_id), http)
@@ -183,9 +213,23 @@ def _items(app: FastAPI, searcher: Searcher) -> None:
         return Item(**(await searcher.item(item_id))[0])
 
 
-def _ask(wanted: Wanted, query: str = "", like: str = "") -> Ask:
+def _changes(app: FastAPI, searcher: Searcher) -> None:
+    @app.post("/items:upsert")
+    async def upsert(request: UpsertRequest) -> WriteResponse:
+        """Add products, or put them in the place of those of the same ids; what can't be used is told."""
+        number, count, refused = await searcher.upsert([dict(item) for item in request.items])
+        return WriteResponse(change=number, items=count, refused=[Refused(**one) for one in refused])
+
+    @app.post("/items:delete")
+    async def delete(request: DeleteRequest) -> WriteResponse:
+        """Delete products; an id that is not there is passed over."""
+        number = await searcher.delete(request.item_ids)
+        return WriteResponse(change=number, items=len(request.item_ids), refused=[])
+
+
+def _ask(wanted: Wanted, query: str = "", like: str = "", explain: bool = False) -> Ask:
     timeout_s = None if wanted.timeout_ms is None else wanted.timeout_ms / 1000
-    return Ask(query=query, like=like, k=wanted.k, where=wanted.filter, timeout_s=timeout_s)
+    return Ask(query=query, like=like, k=wanted.k, where=wanted.filter, explain=explain, timeout_s=timeout_s)
 
 
 def _reaches(hit: Mapping[str, Any], wanted: Wanted) -> bool:
@@ -210,13 +254,15 @@ class Bounds:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, send)
             return
+        items = scope["path"].startswith("/items:")
+        most, within_s = (MAX_ITEMS_BYTES, ITEMS_TIMEOUT_S) if items else (MAX_BODY_BYTES, BODY_TIMEOUT_S)
         kind = dict(scope["headers"]).get(b"content-type", b"").split(b";")[0].strip().lower()
         try:
             if kind != b"application/json":
                 raise HTTPException(415, f"wanted content-type application/json; found {kind.decode('latin-1')!r}")
-            body = await asyncio.wait_for(_body(receive), BODY_TIMEOUT_S)
+            body = await asyncio.wait_for(_body(receive, most), within_s)
         except TimeoutError:
-            await _failed(408, f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s")(scope, receive, send)
+            await _failed(408, f"the body did not arrive within {within_s:.0f} s")(scope, receive, send)
         except HTTPException as error:
             await _failed(error.status_code, error.detail)(scope, receive, send)
         else:
@@ -228,21 +274,22 @@ class Bounds:
             await self._app(scope, replay, send)
 
 
-async def _body(receive: Receive) -> bytes:
-    body, more = b"", True
+async def _body(receive: Receive, most: int) -> bytes:
+    parts, size, more = [], 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise HTTPException(400, "the client hung up")
-        body, more = body + message.get("body", b""), message.get("more_body", False)
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"the body has more than {MAX_BODY_BYTES:,} bytes")
-    return body
+        parts.append(message.get("body", b""))
+        size, more = size + len(parts[-1]), message.get("more_body", False)
+        if size > most:
+            raise HTTPException(413, f"the body has more than {most:,} bytes")
+    return b"".join(parts)
 
 
 CODES = {
-    400: "bad_json", 404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large",
-    415: "wrong_content_type", 422: "invalid_field", 500: "internal", 503: "unavailable",
+    400: "bad_json", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 408: "body_too_slow",
+    413: "body_too_large", 415: "wrong_content_type", 422: "invalid_field", 500: "internal", 503: "unavailable",
 }  # fmt: skip
 
 
@@ -278,6 +325,14 @@ async def _on_unavailable(request: Request, error: Exception) -> Response:
 
 async def _on_missing(request: Request, error: Exception) -> Response:
     return _failed(404, str(error), "item_id")
+
+
+async def _on_forbidden(request: Request, error: Exception) -> Response:
+    return _failed(403, str(error))
+
+
+async def _on_refused(request: Request, error: Exception) -> Response:
+    return _failed(422, str(error), "items")
 
 
 async def _on_filter(request: Request, error: Exception) -> Response:

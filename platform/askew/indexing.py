@@ -221,9 +221,7 @@ class Embedder:
         """Embed the items from row `start` to row `stop`; of one whose vector is no number there is a record."""
         columns, vectors, kept = [*segments.COLUMNS, tables.TEXT, "pixels"], [], []
         for batch in tables.rows(self._paths, columns, self._batch_size, unit["start"], unit["stop"]):
-            has_image = batch["has_image"].to_numpy(zero_copy_only=False)
-            photos = tables.pixels(batch["pixels"], self._model.image_size)
-            vectors.append(self._model.items(batch[tables.TEXT].to_pylist(), photos, has_image)["index"])
+            vectors.append(self._model.embedded(batch))
             kept.append(batch.select(list(segments.COLUMNS)))
         every, items = np.concatenate(vectors), pa.Table.from_batches(kept)
         finite = np.asarray(np.isfinite(every).all(axis=1), dtype=np.bool_)

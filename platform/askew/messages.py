@@ -1,12 +1,14 @@
 """Messages: what requests, answers and errors of the endpoint hold, and the bounds of each field."""
 
+import base64
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from askew.inputs import clean
 
 MAX_QUERY, MAX_K, MAX_ID, MAX_BATCH = 512, 100, 512, 64
+MAX_ITEMS, MAX_DELETED = 64, 1000
 
 
 def _readable(query: str) -> str:
@@ -28,6 +30,9 @@ class Wanted(BaseModel):
     require_full: bool = Field(default=False, description="503 sooner than an answer without some shard")
 
 
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+
+
 class SearchRequest(Wanted):
     """What to search for."""
 
@@ -40,6 +45,7 @@ class SearchRequest(Wanted):
     )
 
     query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY), AfterValidator(_readable)]
+    explain: bool = Field(default=False, description="tell what the first ten scores are made of; slow")
 
 
 class SimilarRequest(Wanted):
@@ -47,7 +53,7 @@ class SimilarRequest(Wanted):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"item_id": "item-000017", "k": 5}]})
 
-    item_id: Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+    item_id: Id
 
 
 class BatchRequest(BaseModel):
@@ -58,6 +64,77 @@ class BatchRequest(BaseModel):
     searches: Annotated[list[SearchRequest], Field(min_length=1, max_length=MAX_BATCH)]
 
 
+def _decoded(encoded: object) -> bytes:
+    if not isinstance(encoded, str):
+        raise ValueError("a photo is sent as text in base64")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
+        raise ValueError(f"a photo is sent in base64: {error}") from None
+
+
+Photo = Annotated[
+    bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+]
+
+
+class NewItem(BaseModel):
+    """One product as it shall be."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    item_id: Id
+    title: str
+    fields: dict[str, Any] = Field(default_factory=dict, description="of those that the index has")
+    image: Photo | None = Field(default=None, description="JPEG, PNG, WebP, GIF or AVIF in base64")
+
+
+class UpsertRequest(BaseModel):
+    """Products that are new, or that take the place of those of the same ids."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True,
+        json_schema_extra={"examples": [{"items": [{"item_id": "new-1", "title": "Red striped mug"}]}]},
+    )  # fmt: skip
+
+    items: Annotated[list[NewItem], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class DeleteRequest(BaseModel):
+    """Products that shall not be found any more."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"item_ids": ["new-1"]}]}
+    )
+
+    item_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_DELETED)]
+
+
+class Refused(BaseModel):
+    """What of a product could not be used, and why: the product, its photo or a field."""
+
+    item_id: str
+    reason: str
+    message: str
+
+
+class WriteResponse(BaseModel):
+    """A change that is on disk; searches see it within seconds."""
+
+    change: int = Field(description="its number: changes of an index are numbered from 1")
+    items: int = Field(description="products that it has")
+    refused: list[Refused]
+
+
+class Explanation(BaseModel):
+    """What a score is made of: cosines of the query and an item's vectors, and the score without its photo."""
+
+    text: float | None = None
+    image: float | None = None
+    fused: float | None = None
+    without_image: float
+
+
 class Hit(BaseModel):
     """One product found."""
 
@@ -65,6 +142,7 @@ class Hit(BaseModel):
     score: float = Field(description="cosine of query and product, −1 to 1")
     title: str
     fields: dict[str, Any]
+    explanation: Explanation | None = None
 
 
 class Item(BaseModel):
@@ -88,6 +166,7 @@ class Coverage(BaseModel):
 
     shards: int
     answered: int
+    missing: float = Field(description="share of the catalogue that the others hold, 0 to 1")
 
 
 class SearchResponse(BaseModel):
@@ -97,7 +176,7 @@ class SearchResponse(BaseModel):
     model: Served
     took_ms: float
     took: dict[str, float] = Field(
-        description="milliseconds of the parts: waiting, encoding, searching the shards"
+        description="milliseconds of the parts: waiting, encoding, searching the shards; or cached"
     )
     coverage: Coverage
     degraded: bool = Field(description="true when a shard did not answer, so that products may be missing")

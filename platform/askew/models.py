@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from askew import artifacts
+from askew import artifacts, tables
 from askew.encoders import config_of
 from askew.errors import ArtifactError, ConfigError
 from askew.inputs import Tokens, clean
@@ -113,6 +114,12 @@ class Model:
         vectors = self.towers.items(self._tensor(ids), self._tensor(pixels), self._tensor(has_image))
         found = {name: _numpy(vector) for name, vector in vectors._asdict().items() if vector is not None}
         return found | {"index": _numpy(indexed_items(vectors, self.towers.settings.header))}
+
+    def embedded(self, rows: pa.RecordBatch) -> Vectors:
+        """Encode n clean items, with their `text`, `pixels` and `has_image`, to what is indexed, (n, dim)."""
+        photos = tables.pixels(rows["pixels"], self.image_size)
+        there = rows["has_image"].to_numpy(zero_copy_only=False)
+        return self.items(rows[tables.TEXT].to_pylist(), photos, there)["index"]
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(self._device)

@@ -14,8 +14,10 @@ from ray import serve
 
 from askew import artifacts, messages
 from askew.config import Settings
-from askew.deployments import Encoder, Ingress, ShardServer
+from askew.deployments import Encoder, ShardServer
 from askew.errors import ArtifactError, ConfigError
+from askew.ingress import Ingress, IngressSettings
+from askew.items import Items
 from askew.registry import CHAMPION, Registry, Version
 from askew.segments import Plan
 
@@ -56,7 +58,7 @@ class Deployment(Settings):
         }
 
 
-class ServingSettings(Settings):
+class ServingSettings(IngressSettings):
     """The `args` of an application in `serve_configs/*.yaml`."""
 
     model: str
@@ -64,15 +66,11 @@ class ServingSettings(Settings):
     tracking_uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
     cache: Path | None = None
     num_shards: int = Field(default=2, ge=1)
-    timeout_s: float = Field(default=2.0, gt=0)
-    max_batch: int = Field(default=64, ge=1)  # queries that the ingress sends on together
-    max_calls: int = Field(default=2, ge=1)  # such batches under way at once, from each of its replicas
-    max_waiting: int = Field(default=256, ge=1)  # queries that wait there; further ones get a 503
-    cached_queries: int = Field(default=10_000, ge=0)  # whose vectors each replica of the ingress keeps
     follow_every_s: float = Field(default=0.5, gt=0)  # a shard takes in changes at a search, at most so often
     ingress: Deployment = Deployment()
     encoder: Deployment = Deployment()
     shard: Deployment = Deployment()
+    items: Deployment = Deployment(scaling=Scaling(max_replicas=1))  # writes and explains; always one
     mark: str = ""  # Serve builds an application anew when its args differ: any other mark does it
 
 
@@ -91,15 +89,30 @@ def build(settings: ServingSettings) -> serve.Application:
     shards = [
         serve.deployment(ShardServer)
         .options(**settings.shard.options(f"shard-{number}"))
-        .bind(str(plan.folder), number, settings.num_shards, plan.release, settings.follow_every_s)
+        .bind(
+            str(plan.folder),
+            number,
+            settings.num_shards,
+            plan.release,
+            settings.follow_every_s,
+            gpu=settings.shard.num_gpus > 0,
+        )
         for number in range(settings.num_shards)
     ]
+    one = settings.items.model_copy(update={"scaling": Scaling(max_replicas=1)})
+    items = serve.deployment(Items).options(**one.options("items"))
     ingress = serve.deployment(serve.ingress()(Ingress)).options(**settings.ingress.options("ingress"))
     return ingress.bind(
-        release.model_dump(), plan.schema.serialize().to_pybytes(), settings.timeout_s, encoder, *shards,
-        cached_queries=settings.cached_queries, max_batch=settings.max_batch, max_calls=settings.max_calls,
-        max_waiting=settings.max_waiting,
+        settings.model_dump(include=set(IngressSettings.model_fields)), release.model_dump(),
+        plan.schema.serialize().to_pybytes(), sizes(plan, settings.num_shards), encoder,
+        items.bind(str(model), str(plan.folder), plan.release), *shards,
     )  # fmt: skip
+
+
+def sizes(plan: Plan, num_shards: int) -> list[int]:
+    """How many items each shard has, without what changed since the index was built."""
+    of = {one["name"]: int(one["items"]) for one in plan.details["segments"]}
+    return [sum(of[name] for name in plan.share(number, num_shards)) for number in range(num_shards)]
 
 
 def find_release(version: Version, num_shards: int) -> tuple[Plan, messages.Release]:

@@ -97,9 +97,7 @@ def _embedded(parts: list[Path], model: Model, size: int) -> Iterator[tuple[list
     for path in parts:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=size):
-                pixels = tables.pixels(batch["pixels"], model.image_size)
-                there = batch["has_image"].to_numpy(zero_copy_only=False)
-                vectors = model.items(batch[tables.TEXT].to_pylist(), pixels, there)["index"]
+                vectors = model.embedded(batch)
                 rows = batch.select(list(segments.COLUMNS)).to_pylist()
                 last = {row["item_id"]: number for number, row in enumerate(rows)}
                 keep = sorted(last.values())
