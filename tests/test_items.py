@@ -74,7 +74,8 @@ def test_items_are_embedded_as_the_catalogue_is_and_found(built: dict[str, Any],
 def test_what_cannot_be_used_is_told_and_the_rest_counts(built: dict[str, Any], writer: Items) -> None:
     sent = [
         new("ok"), new("nothing", title=" "), new("no\x00print"),
-        new("broken", image=b"\xff\xd8\xff\xe0 no photo"), new("bare", image=b""), new("odd", price="cheap"), new("x" * 600),
+        new("broken", image=b"\xff\xd8\xff\xe0 no photo"), new("bare", image=b""), new("odd", price="cheap"),
+        new("x" * 600),
     ]  # fmt: skip
     _, count, refused = writer.upsert(sent)
     assert count == 4

@@ -100,7 +100,7 @@ def shard(
     """What a shard's handle looks like from the ingress; all its items are red."""
     changes = changes or itertools.repeat(0)
 
-    async def search(vectors: np.ndarray, k: int, wheres: list[str]) -> tuple[int, list[bytes]]:
+    async def search(vectors: np.ndarray, k: int, wheres: list[str], ids: list[str]) -> tuple[int, list[bytes]]:
         if asked is not None:
             asked.append(len(vectors))
         await asyncio.sleep(after_s)
@@ -294,19 +294,15 @@ def test_the_share_of_the_catalogue_that_is_missing_is_told() -> None:
 
 
 def test_a_shard_that_is_gone_is_not_waited_for_again_and_again() -> None:
-    ingress = made(shard(*LEFT), shard(*RIGHT, after_s=9), timeout_s=0.05)
+    asked: list[int] = []
+    ingress = made(shard(*LEFT), shard(*RIGHT, after_s=99, asked=asked), timeout_s=0.2)
 
-    async def scenario() -> list[float]:
-        times = []
+    async def scenario() -> None:
         for n in range(6):
-            started = time.monotonic()
             assert (await ingress.search(Ask(f"mug {n}"))).answered == 1
-            times.append(time.monotonic() - started)
-        return times
 
-    times = asyncio.run(scenario())
-    assert min(times[:3]) >= 0.05
-    assert max(times[3:]) < 0.05
+    asyncio.run(scenario())
+    assert len(asked) < 6
 
 
 def test_a_slow_replica_of_a_shard_is_not_waited_for() -> None:

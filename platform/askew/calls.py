@@ -32,10 +32,10 @@ class Caller(Generic[A]):
         *,
         hedge_after_s: float | None = None,
         again: tuple[type[Exception], ...] = (),
+        on_hedge: Callable[[], object] = lambda: None,
     ) -> None:
         self._call, self._hedge_after_s, self._again = call, hedge_after_s, again
-        self._failures, self._away_until, self._spare = 0, 0.0, SAVED
-        self.num_hedged = 0
+        self._failures, self._away_until, self._spare, self._on_hedge = 0, 0.0, SAVED, on_hedge
 
     async def ask(self, *what: Any, deadline: float) -> A:
         """Call until `deadline`, on the loop's clock.
@@ -64,7 +64,7 @@ class Caller(Generic[A]):
                 await asyncio.wait(calls, timeout=self._hedge_after_s)
                 if not first.done() and self._spare >= 1:
                     self._spare -= 1
-                    self.num_hedged += 1
+                    self._on_hedge()
                     calls.add(asyncio.ensure_future(self._once(*what)))
             while True:
                 done, calls = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)

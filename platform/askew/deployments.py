@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from askew import ann
+from askew import ann, telemetry
 from askew.compiled import CompiledEncoder
 from askew.errors import ArtifactError
 from askew.live import Follower
@@ -42,19 +42,27 @@ class ShardServer:
         ann.threads(1)
         self._follower = Follower(Path(index), number, num_shards, release, gpu=gpu)
         self._every_s, self._followed = follow_every_s, time.monotonic()
+        self._tags = {"shard": str(number)}
+        self._tell()
 
-    async def search(self, vectors: NDArray[np.float32], k: int, wheres: list[str]) -> tuple[int, list[bytes]]:
+    async def search(
+        self, vectors: NDArray[np.float32], k: int, wheres: list[str], request_ids: list[str]
+    ) -> tuple[int, list[bytes]]:
         """Find the k best hits for each of B vectors that pass its filter, "" being none.
 
         Returns the last change that is in them, and answers as `shards.merge` takes them, one for all vectors of
         the same filter.
         """
+        started = time.perf_counter()
         await self._follow()
         shard, found = self._follower.shard, []
         for where in dict.fromkeys(wheres):
             rows = np.array([row for row, one in enumerate(wheres) if one == where])
             hits = shard.search(vectors[rows], k, json.loads(where) if where else None)
             found.append(shard.answer(hits, rows, len(vectors)))
+        ms = 1000 * (time.perf_counter() - started)
+        telemetry.SHARD_MS.observe(ms, self._tags)
+        telemetry.log.debug("searched in %.1f ms", ms, extra={"request_ids": request_ids})
         return self._follower.last, found
 
     async def item(self, item_id: str) -> tuple[dict[str, Any], NDArray[np.float32]] | None:
@@ -70,5 +78,10 @@ class ShardServer:
         try:
             self._follower.follow()
         except ArtifactError as error:
-            print(f"askew: warning: {error}; the shard is opened anew", flush=True)
+            telemetry.log.warning("%s; the shard is opened anew", error)
             self._follower = await asyncio.to_thread(self._follower.reopened)
+        self._tell()
+
+    def _tell(self) -> None:
+        telemetry.SHARD_ITEMS.set(self._follower.shard.size, self._tags)
+        telemetry.CHANGE.set(self._follower.last, self._tags)

@@ -89,6 +89,7 @@ class Ask:
     explain: bool = False
     fresh: bool = False  # asked of the shards, though the answer be known
     timeout_s: float | None = None  # the searcher's own
+    request_id: str = ""
 
 
 class Answer(NamedTuple):
@@ -165,7 +166,7 @@ def endpoint(searcher: Searcher) -> FastAPI:
 
 
 def _searches(app: FastAPI, searcher: Searcher) -> None:
-    async def answered(wanted: Wanted, ask: Ask, http: Request) -> SearchResponse:
+    async def answered(wanted: Wanted, ask: Ask) -> SearchResponse:
         started = time.perf_counter()
         found, release = await searcher.search(ask), searcher.release
         if wanted.require_full and found.answered < release.shards:
@@ -177,24 +178,24 @@ def _searches(app: FastAPI, searcher: Searcher) -> None:
             took={part: round(ms, 3) for part, ms in found.took.items()},
             coverage=Coverage(shards=release.shards, answered=found.answered, missing=round(found.missing, 4)),
             degraded=found.answered < release.shards,
-            request_id=http.headers.get("x-request-id") or uuid.uuid4().hex,
+            request_id=ask.request_id,
         )
 
     @app.post("/search", response_model_exclude_unset=True)
     async def search(request: SearchRequest, http: Request) -> SearchResponse:
         """Find the products that fit a query best."""
-        return await answered(request, _ask(request, query=request.query, explain=request.explain), http)
+        return await answered(request, _ask(request, http, query=request.query, explain=request.explain))
 
     @app.post("/search/batch", response_model_exclude_unset=True)
     async def search_batch(request: BatchRequest, http: Request) -> BatchResponse:
         """Find the products that fit each of several queries best."""
-        each = [answered(one, _ask(one, query=one.query, explain=one.explain), http) for one in request.searches]
+        each = [answered(one, _ask(one, http, query=one.query, explain=one.explain)) for one in request.searches]
         return BatchResponse(answers=await asyncio.gather(*each))
 
     @app.post("/similar", response_model_exclude_unset=True)
     async def similar(request: SimilarRequest, http: Request) -> SearchResponse:
         """Find the products that are most like one."""
-        return await answered(request, _ask(request, like=request.item_id), http)
+        return await answered(request, _ask(request, http, like=request.item_id))
 
 
 def _items(app: FastAPI, searcher: Searcher) -> None:
@@ -227,9 +228,10 @@ def _changes(app: FastAPI, searcher: Searcher) -> None:
         return WriteResponse(change=number, items=len(request.item_ids), refused=[])
 
 
-def _ask(wanted: Wanted, query: str = "", like: str = "", explain: bool = False) -> Ask:
+def _ask(wanted: Wanted, http: Request, **what: Any) -> Ask:
+    request_id = http.headers.get("x-request-id") or uuid.uuid4().hex
     timeout_s = None if wanted.timeout_ms is None else wanted.timeout_ms / 1000
-    return Ask(query=query, like=like, k=wanted.k, where=wanted.filter, explain=explain, timeout_s=timeout_s)
+    return Ask(k=wanted.k, where=wanted.filter, timeout_s=timeout_s, request_id=request_id, **what)
 
 
 def _reaches(hit: Mapping[str, Any], wanted: Wanted) -> bool:

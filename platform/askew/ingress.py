@@ -6,6 +6,7 @@ Shapes: B queries, D dimensions, K hits.
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,12 +20,12 @@ from pydantic import Field
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from askew import endpoint, filters, messages
+from askew import endpoint, filters, messages, telemetry
 from askew.calls import Caller
 from askew.coalescing import Coalescer, FullError
 from askew.config import Settings
 from askew.endpoint import Answer, Ask, MissingError, UnavailableError
-from askew.errors import ArtifactError
+from askew.errors import ArtifactError, DataError
 from askew.shards import merge
 
 EXPLAINED = 10  # the first so many hits
@@ -81,12 +82,21 @@ class Ingress:
         again = (RayActorError,)
         hedge = None if settings_.hedge_after_ms is None else settings_.hedge_after_ms / 1000
         self._encode = Caller(_method(encoder, "encode"), again=again)
-        self._search = [Caller(_method(shard, "search"), again=again, hedge_after_s=hedge) for shard in shards]
+        self._search = [
+            Caller(
+                _method(shard, "search"), again=again, hedge_after_s=hedge,
+                on_hedge=functools.partial(telemetry.add, telemetry.HEDGED, 1, shard=str(number)),
+            )
+            for number, shard in enumerate(shards)
+        ]  # fmt: skip
         self._item = [Caller(_method(shard, "item"), again=again) for shard in shards]
         self._items = items
         self._vectors: LRUCache[str, NDArray[np.float32]] = LRUCache(settings_.cached_queries)
         self._results: TTLCache[Key, Answer] = TTLCache(settings_.cached_results, settings_.cached_results_s)
         self._change = -1
+        served = self._release.model
+        tags = {"model": served.name, "version": served.version, "index": self._release.index_key[:12]}
+        telemetry.RELEASE.set(1, tags)
         self._together = Coalescer(
             self._answered, common=(UnavailableError,), max_batch=settings_.max_batch,
             max_calls=settings_.max_calls, max_waiting=settings_.max_waiting,
@@ -109,13 +119,32 @@ class Ingress:
         DataError for a filter that does not fit the items' fields; MissingError when the item is not there.
         """
         started = time.perf_counter()
+        try:
+            answer = await self._searched(ask, started)
+        except UnavailableError as error:
+            telemetry.add(telemetry.SEARCHES, 1, outcome="unavailable")
+            telemetry.log.warning("unavailable: %s", error, extra={"request_id": ask.request_id})
+            raise
+        except (DataError, MissingError):
+            telemetry.add(telemetry.SEARCHES, 1, outcome="refused")
+            raise
+        degraded = answer.answered < len(self._search)
+        outcome = "degraded" if degraded else "cached" if "cached" in answer.took else "full"
+        telemetry.add(telemetry.SEARCHES, 1, outcome=outcome)
+        telemetry.SEARCH_MS.observe(1000 * (time.perf_counter() - started), {"part": "all"})
+        return answer
+
+    async def _searched(self, ask: Ask, started: float) -> Answer:
         where = ""
         if ask.where is not None:
             filters.check(ask.where, self._schema)
             where = filters.canonical(ask.where)
         key = (ask.query, ask.k, where)
         keeps = bool(ask.query) and not ask.explain and not ask.fresh and self._settings.cached_results > 0
-        if keeps and (kept := self._results.get(key)):
+        kept = self._results.get(key) if keeps else None
+        if keeps:
+            telemetry.add(telemetry.CACHED, 1, cache="results", found="no" if kept is None else "yes")
+        if kept is not None:
             return kept._replace(took={"cached": 1000 * (time.perf_counter() - started)})
         timeout_s = ask.timeout_s or 2 * self._settings.timeout_s  # to wait, and to be done
         try:
@@ -150,21 +179,29 @@ class Ingress:
         """
         deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
         times = [time.perf_counter()]
+        telemetry.BATCH.observe(len(asked))
+        telemetry.WAITING.set(self._together.waiting)
         vectors = await self._vectors_of(asked, deadline)
         times.append(time.perf_counter())
         k = max(question.ask.k + bool(question.ask.like) for question in asked)
         wheres = [question.where for question in asked]
-        calls = (caller.ask(vectors, k, wheres, deadline=deadline) for caller in self._search)
+        ids = [question.ask.request_id for question in asked]
+        calls = (caller.ask(vectors, k, wheres, ids, deadline=deadline) for caller in self._search)
         found = await asyncio.gather(*calls, return_exceptions=True)
         for number, one in enumerate(found):
             if isinstance(one, BaseException):
-                print(f"askew: warning: shard-{number} did not answer: {type(one).__name__}", flush=True)
+                telemetry.add(telemetry.MISSED, 1, shard=str(number))
+                telemetry.log.warning(
+                    "shard-%d did not answer: %s %s", number, type(one).__name__, one, extra={"request_ids": ids}
+                )
         answers = [one for one in found if not isinstance(one, BaseException)]
         if not answers:
             raise UnavailableError("no shard answered")
         merged = merge([part for _, parts in answers for part in parts], k)
         times.append(time.perf_counter())
         took = dict(zip(("encoding", "searching"), (1000 * np.diff(times)).tolist(), strict=True))
+        for part, ms in took.items():
+            telemetry.SEARCH_MS.observe(ms, {"part": part})
         lost = sum(n for n, one in zip(self._sizes, found, strict=True) if isinstance(one, BaseException))
         missing, change = lost / max(sum(self._sizes), 1), min(change for change, _ in answers)
         return [Found(Answer(hits, len(answers), took, missing), change) for hits in merged]
@@ -185,7 +222,10 @@ class Ingress:
     async def _encoded(self, queries: Sequence[str], deadline: float) -> NDArray[np.float32]:
         """Encode B queries to (B, D), those alone whose vectors are not kept; each of them once."""
         known = {query: self._vectors.get(query) for query in queries}
-        if unknown := [query for query, vector in known.items() if vector is None]:
+        unknown = [query for query, vector in known.items() if vector is None]
+        for found, count in (("yes", len(known) - len(unknown)), ("no", len(unknown))):
+            telemetry.add(telemetry.CACHED, count, cache="vectors", found=found)
+        if unknown:
             fresh = dict(zip(unknown, await self._encode.ask(unknown, deadline=deadline), strict=True))
             known |= fresh
             if self._vectors.maxsize:
@@ -226,11 +266,14 @@ class Ingress:
     async def upsert(self, items: Sequence[Mapping[str, Any]]) -> tuple[int, int, list[dict[str, str]]]:
         """Add products or put them in others' place; see `items.Items.upsert`. Raises UnavailableError."""
         changed: tuple[int, int, list[dict[str, str]]] = await self._write(self._items.upsert, items)
+        telemetry.add(telemetry.WRITTEN, changed[1], what="upserted")
+        telemetry.add(telemetry.WRITTEN, len(changed[2]), what="refused")
         return changed
 
     async def delete(self, item_ids: Sequence[str]) -> int:
         """Delete products; returns the change's number. Raises UnavailableError."""
         number: int = await self._write(self._items.delete, item_ids)
+        telemetry.add(telemetry.WRITTEN, len(item_ids), what="deleted")
         return number
 
     async def _write(self, method: DeploymentHandle, what: Any) -> Any:

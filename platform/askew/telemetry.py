@@ -1,0 +1,34 @@
+"""What the endpoint counts and times: Ray gives it to Prometheus, on the metrics port of each node.
+
+`serve_configs/grafana.json` shows all of it. Knows nothing of what is measured.
+"""
+
+import logging
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+SIZES = [1, 2, 4, 8, 16, 32, 64]
+
+log = logging.getLogger("ray.serve")  # Serve writes it, as text or as JSON, with the replica and the request's id
+
+SEARCH_MS = Histogram(
+    "askew_search_ms", "Milliseconds of a search and of its parts", boundaries=MS, tag_keys=("part",)
+)
+SEARCHES = Counter("askew_searches", "Searches by how they ended", tag_keys=("outcome",))
+BATCH = Histogram("askew_batch", "Searches that went on together", boundaries=SIZES)
+WAITING = Gauge("askew_waiting", "Searches that wait in an ingress replica")
+CACHED = Counter("askew_cached", "What was looked for in a cache", tag_keys=("cache", "found"))
+HEDGED = Counter("askew_hedged", "Calls of a shard that were made twice", tag_keys=("shard",))
+MISSED = Counter("askew_missed", "Calls of a shard without an answer", tag_keys=("shard",))
+RELEASE = Gauge("askew_release", "1 for what is served", tag_keys=("model", "version", "index"))
+SHARD_MS = Histogram("askew_shard_ms", "Milliseconds that a shard searched", boundaries=MS, tag_keys=("shard",))
+SHARD_ITEMS = Gauge("askew_shard_items", "Items that a shard can find", tag_keys=("shard",))
+CHANGE = Gauge("askew_change", "The last change of the index that a shard has taken in", tag_keys=("shard",))
+WRITTEN = Counter("askew_written", "Items that were upserted, deleted or refused", tag_keys=("what",))
+
+
+def add(counter: Counter, count: int, **tags: str) -> None:
+    """Count so many; Ray refuses to count none."""
+    if count:
+        counter.inc(count, tags)
