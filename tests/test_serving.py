@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+from ray.util.metrics import Counter, Gauge, Histogram, Metric
 
-from askew import artifacts, segments
+from askew import artifacts, segments, telemetry
 from askew.deployments import ShardServer
 from askew.endpoint import Ask, ForbiddenError, MissingError, RefusedError, UnavailableError
 from askew.errors import ArtifactError, ConfigError, DataError
@@ -88,6 +92,39 @@ def test_a_wrong_setting_is_refused(wrong: dict[str, Any]) -> None:
 def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:
     with pytest.raises(ValidationError, match="max_replicas"):
         Scaling(min_replicas=3, max_replicas=2)
+
+
+CONFIGS = Path(__file__).parent.parent / "serve_configs"
+NAMED = re.compile(r"ray_(askew_[a-z_]+?)(_total|_bucket)?(?![a-z_])")
+
+
+@pytest.mark.parametrize("name", ["search", "search.cluster", "demo"])
+def test_the_configs_that_are_shipped_are_taken_by_serve_and_by_us(name: str) -> None:
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert ServeDeploySchema.model_validate(config)
+    [application] = config["applications"]
+    assert ServingSettings.model_validate(application["args"])
+    assert (config["http_options"]["host"] == "127.0.0.1") == (name != "search.cluster")
+
+
+def test_the_config_of_one_machine_has_every_setting_and_its_default() -> None:
+    [application] = yaml.safe_load((CONFIGS / "search.yaml").read_text())["applications"]
+    told, default = application["args"], ServingSettings(model="search").model_dump(mode="json")
+    assert told == {name: value for name, value in default.items() if name not in ("tracking_uri", "cache")}
+
+
+def test_the_dashboard_and_the_alerts_show_what_is_measured() -> None:
+    shown = {name for name, _ in NAMED.findall((CONFIGS / "grafana.json").read_text())}
+    measured = {one._name: one for one in vars(telemetry).values() if isinstance(one, Metric)}
+    assert shown == set(measured)
+    rules = yaml.safe_load((CONFIGS / "alerts.yaml").read_text())["groups"][0]["rules"]
+    for rule in rules:
+        found = NAMED.findall(rule["expr"])
+        assert found
+        for name, suffix in found:
+            wanted = {Counter: "_total", Histogram: "_bucket", Gauge: ""}[type(measured[name])]
+            assert suffix == wanted, name
+        assert {"summary", "do"} <= rule["annotations"].keys()
 
 
 SCHEMA = pa.schema([("item_id", pa.string()), ("fields", pa.struct([("colour", pa.string())]))])

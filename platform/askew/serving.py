@@ -27,7 +27,7 @@ class Scaling(Settings):
 
     min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(default=2, ge=1)
-    target_ongoing_requests: float = Field(default=8, gt=0)
+    target_ongoing_requests: float = Field(default=1.5, gt=0)  # an ingress replica has max_calls at each, at most
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -43,6 +43,7 @@ class Deployment(Settings):
     num_gpus: float = Field(default=0, ge=0)  # of a shard: it is searched there, if FAISS has its kind on GPUs
     max_ongoing_requests: int = Field(default=64, ge=1)
     max_queued_requests: int = Field(default=256, ge=1)
+    max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
     scaling: Scaling = Scaling()
 
     def options(self, name: str) -> dict[str, Any]:
@@ -52,6 +53,7 @@ class Deployment(Settings):
             "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
             "max_ongoing_requests": self.max_ongoing_requests,
             "max_queued_requests": self.max_queued_requests,
+            "max_replicas_per_node": self.max_replicas_per_node,
             "autoscaling_config": self.scaling.model_dump(),
             "health_check_period_s": 2,
             "health_check_timeout_s": 10,
@@ -67,7 +69,9 @@ class ServingSettings(IngressSettings):
     cache: Path | None = None
     num_shards: int = Field(default=2, ge=1)
     follow_every_s: float = Field(default=0.5, gt=0)  # a shard takes in changes at a search, at most so often
-    ingress: Deployment = Deployment()
+    ingress: Deployment = Deployment(
+        max_ongoing_requests=512, max_queued_requests=512, scaling=Scaling(target_ongoing_requests=64)
+    )
     encoder: Deployment = Deployment()
     shard: Deployment = Deployment()
     items: Deployment = Deployment(scaling=Scaling(max_replicas=1))  # writes and explains; always one
