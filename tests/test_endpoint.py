@@ -16,7 +16,7 @@ import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from askew import endpoint, messages
+from askew import endpoint, messages, refusals
 from askew.endpoint import Answer, Ask
 from askew.errors import DataError
 
@@ -61,7 +61,7 @@ class FakeSearcher:
         if self.error:
             raise self.error
         if item_id not in PHOTOS:
-            raise endpoint.MissingError(f"there is no product {item_id!r}")
+            raise refusals.MissingError(f"there is no product {item_id!r}")
         return {**ITEM, "item_id": item_id, "split": "val", "image": PHOTOS[item_id]}, PHOTOS[item_id]
 
     async def upsert(self, items: Sequence[Mapping[str, Any]]) -> tuple[int, int, list[dict[str, str]]]:
@@ -124,9 +124,9 @@ def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json"), answer.text
     [(name, found)] = answer.json().items()
     assert (name, list(found)) == ("error", ["code", "message", "param", "hint"])
-    assert found["code"] == endpoint.CODES[status]
+    assert found["code"] == refusals.CODES[status]
     assert found["message"]
-    assert found["hint"] == endpoint.HINTS[status]
+    assert found["hint"] == refusals.HINTS[status]
     return dict(found)
 
 
@@ -218,7 +218,7 @@ def test_what_is_like_an_item_is_searched_for(client: httpx.Client, searcher: Fa
     assert client.post("/similar", json=body).json()["hits"] == [HIT]
     wanted = Ask(like="größe/7", k=4, where={"colour": "red"})
     assert [replace(ask, request_id="") for ask in searcher.asks] == [wanted]
-    searcher.error = endpoint.MissingError("there is no product 'x'")
+    searcher.error = refusals.MissingError("there is no product 'x'")
     assert problem(client.post("/similar", json={"item_id": "x"}), 404)["param"] == "item_id"
 
 
@@ -330,7 +330,7 @@ def test_a_body_that_is_too_large_is_refused(
 def test_a_body_that_drips_is_refused(
     client: httpx.Client, searcher: FakeSearcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "BODY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(refusals, "BODY_TIMEOUT_S", 0.3)
     with closing(dripping(client)) as connection:
         drops = 0
         while drops < 100 and not select.select([connection.sock], [], [], 0.05)[0]:
@@ -391,7 +391,7 @@ def test_a_wrong_method_is_told_the_right_one(
 def test_what_is_unavailable_is_to_be_tried_again(
     client: httpx.Client, searcher: FakeSearcher, method: str, path: str
 ) -> None:
-    searcher.error = endpoint.UnavailableError("no shard answered")
+    searcher.error = refusals.UnavailableError("no shard answered")
     response = client.request(method, path, content=asking(), headers=JSON)
     assert problem(response, 503)["message"] == "no shard answered"
     assert int(response.headers["retry-after"]) > 0
@@ -417,7 +417,7 @@ def test_ready_is_what_every_shard_answers(client: httpx.Client, searcher: FakeS
 
 
 def test_healthy_is_also_what_cannot_search(client: httpx.Client, searcher: FakeSearcher) -> None:
-    searcher.error = endpoint.UnavailableError("no shard answered")
+    searcher.error = refusals.UnavailableError("no shard answered")
     response = client.get("/healthz")
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
     assert searcher.calls == []
@@ -519,9 +519,9 @@ def test_of_items_more_bytes_are_taken_but_not_any_number(client: httpx.Client, 
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (endpoint.ForbiddenError("this endpoint takes no changes"), 403),
-        (endpoint.RefusedError("wanted fields among price; found colour"), 422),
-        (endpoint.UnavailableError("not written within 30 s"), 503),
+        (refusals.ForbiddenError("this endpoint takes no changes"), 403),
+        (refusals.RefusedError("wanted fields among price; found colour"), 422),
+        (refusals.UnavailableError("not written within 30 s"), 503),
     ],
 )
 def test_a_change_that_is_not_made_says_why(

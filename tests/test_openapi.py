@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from askew import endpoint
+from askew import endpoint, refusals
 from askew.endpoint import Answer, Ask
 from askew.messages import Release, Served
 
@@ -30,7 +30,7 @@ class Shop:
 
     async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
         if item_id != "7":
-            raise endpoint.MissingError(f"there is no product {item_id!r}")
+            raise refusals.MissingError(f"there is no product {item_id!r}")
         return {"item_id": "7", "title": "Red mug", "fields": {}, "has_image": True}, b"\xff\xd8\xff\xe0"
 
     async def upsert(self, items: Sequence[Mapping[str, Any]]) -> tuple[int, int, list[dict[str, str]]]:

@@ -19,10 +19,11 @@ from ray.util.metrics import Counter, Gauge, Histogram, Metric
 
 from askew import artifacts, segments, telemetry
 from askew.deployments import ShardServer
-from askew.endpoint import Ask, ForbiddenError, MissingError, RefusedError, UnavailableError
+from askew.endpoint import Ask
 from askew.errors import ArtifactError, ConfigError, DataError
 from askew.ingress import Ingress
 from askew.live import Live
+from askew.refusals import ForbiddenError, MissingError, RefusedError, UnavailableError
 from askew.registry import Version
 from askew.segments import Plan
 from askew.serving import Scaling, ServingSettings, find_release

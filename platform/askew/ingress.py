@@ -24,8 +24,9 @@ from askew import endpoint, filters, messages, telemetry
 from askew.calls import Caller
 from askew.coalescing import Coalescer, FullError
 from askew.config import Settings
-from askew.endpoint import Answer, Ask, MissingError, UnavailableError
+from askew.endpoint import Answer, Ask
 from askew.errors import ArtifactError, DataError
+from askew.refusals import ForbiddenError, MissingError, RefusedError, UnavailableError
 from askew.shards import merge
 
 EXPLAINED = 10  # the first so many hits
@@ -278,14 +279,14 @@ class Ingress:
 
     async def _write(self, method: DeploymentHandle, what: Any) -> Any:
         if not self._settings.writes:
-            raise endpoint.ForbiddenError("this endpoint takes no changes")
+            raise ForbiddenError("this endpoint takes no changes")
         try:
             async with asyncio.timeout(self._settings.write_timeout_s):
                 return await method.remote(what)
         except TimeoutError as error:
             raise UnavailableError(f"not written within {self._settings.write_timeout_s:g} s") from error
         except ArtifactError as error:
-            raise endpoint.RefusedError(str(error)) from error
+            raise RefusedError(str(error)) from error
         except Exception as error:
             raise UnavailableError(f"what writes did not answer ({type(error).__name__})") from error
 

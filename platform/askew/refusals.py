@@ -1,0 +1,158 @@
+"""Refusals: what is turned away before anything is asked, and how an error of the endpoint reads.
+
+A request that is not understood gets a 4xx of the form {"error": {"code", "message", "param", "hint"}}. Knows
+nothing of paths, or of what is searched.
+"""
+
+import asyncio
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from askew.errors import DataError
+from askew.messages import Failure, Problem
+
+MAX_BODY_BYTES, BODY_TIMEOUT_S = 64 * 1024, 5.0
+MAX_ITEMS_BYTES, ITEMS_TIMEOUT_S = 32 << 20, 30.0
+CODES = {
+    400: "bad_json", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 408: "body_too_slow",
+    413: "body_too_large", 415: "wrong_content_type", 422: "invalid_field", 500: "internal", 503: "unavailable",
+}  # fmt: skip
+HINTS = {
+    400: "send one JSON object, encoded in UTF-8",
+    403: "set `writes: true` in the endpoint's settings",
+    404: "see /docs for the paths",
+    405: "see /docs for the methods",
+    408: "send the whole body at once",
+    413: f"send at most {MAX_BODY_BYTES:,} bytes, or {MAX_ITEMS_BYTES:,} of items",
+    415: "set the header content-type: application/json",
+    422: "see /docs for the fields and their bounds",
+    500: "report it with the header x-request-id",
+    503: "try again after the seconds in the header Retry-After",
+}
+
+
+class UnavailableError(Exception):
+    """Nothing that could answer answered in time."""
+
+
+class MissingError(Exception):
+    """There is no such product."""
+
+
+class ForbiddenError(Exception):
+    """This is not allowed here."""
+
+
+class RefusedError(Exception):
+    """A change does not fit the index."""
+
+
+def add_to(app: FastAPI) -> None:
+    """Let an application refuse what is too large, and tell its errors in one form."""
+    app.add_middleware(Bounds)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(UnavailableError, _on_unavailable)
+    app.add_exception_handler(MissingError, _on_missing)
+    app.add_exception_handler(ForbiddenError, _on_forbidden)
+    app.add_exception_handler(RefusedError, _on_refused)
+    app.add_exception_handler(DataError, _on_filter)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+class Bounds:
+    """Refuses a body that is too large, too slow or no JSON, before anything parses it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the whole body within the bounds, then pass it on."""
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
+            await self._app(scope, receive, send)
+            return
+        items = scope["path"].startswith("/items:")
+        most, within_s = (MAX_ITEMS_BYTES, ITEMS_TIMEOUT_S) if items else (MAX_BODY_BYTES, BODY_TIMEOUT_S)
+        kind = dict(scope["headers"]).get(b"content-type", b"").split(b";")[0].strip().lower()
+        try:
+            if kind != b"application/json":
+                raise HTTPException(415, f"wanted content-type application/json; found {kind.decode('latin-1')!r}")
+            body = await asyncio.wait_for(_body(receive, most), within_s)
+        except TimeoutError:
+            await _failed(408, f"the body did not arrive within {within_s:.0f} s")(scope, receive, send)
+        except HTTPException as error:
+            await _failed(error.status_code, error.detail)(scope, receive, send)
+        else:
+            messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def replay() -> Message:
+                return messages.pop() if messages else await receive()
+
+            await self._app(scope, replay, send)
+
+
+async def _body(receive: Receive, most: int) -> bytes:
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400, "the client hung up")
+        parts.append(message.get("body", b""))
+        size, more = size + len(parts[-1]), message.get("more_body", False)
+        if size > most:
+            raise HTTPException(413, f"the body has more than {most:,} bytes")
+    return b"".join(parts)
+
+
+def _failed(status: int, message: str, param: str | None = None) -> JSONResponse:
+    problem = Problem(
+        code=CODES.get(status, "error"), message=message, param=param, hint=HINTS.get(status, "see /docs")
+    )
+    headers = {"retry-after": "1"} if status == 503 else {}
+    if status in (408, 413, 500):  # the server closes the connection after these
+        headers["connection"] = "close"
+    return JSONResponse(Failure(error=problem).model_dump(), status, headers)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = _failed(error.status_code, str(error.detail))
+    response.headers.update(error.headers or {})  # a 405 names the methods allowed
+    return response
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _failed(400, f"the body is not JSON: {first['ctx']['error']}")
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    return _failed(422, first["msg"], param and param.encode("utf-8", "backslashreplace").decode())
+
+
+async def _on_unavailable(request: Request, error: Exception) -> Response:
+    return _failed(503, str(error))
+
+
+async def _on_missing(request: Request, error: Exception) -> Response:
+    return _failed(404, str(error), "item_id")
+
+
+async def _on_forbidden(request: Request, error: Exception) -> Response:
+    return _failed(403, str(error))
+
+
+async def _on_refused(request: Request, error: Exception) -> Response:
+    return _failed(422, str(error), "items")
+
+
+async def _on_filter(request: Request, error: Exception) -> Response:
+    return _failed(422, str(error), "filter")
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    return _failed(500, f"{type(error).__name__}")
