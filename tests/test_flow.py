@@ -4,10 +4,12 @@ The first run is killed in the middle of the training; a second one goes on from
 the endpoint that it leaves up.
 """
 
+import base64
 import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,13 +17,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+from ray.util.metrics import Metric
 
-from askew import demo, local, tables
+from askew import demo, local, tables, telemetry
 from askew.errors import StageError
 from askew.metrics import MEASURES
 from askew.models import Model
@@ -149,7 +153,8 @@ def test_a_search_is_the_exact_one_over_the_whole_catalogue(stack: local.Stack) 
         for hit in answer["hits"]:
             assert hit["score"] == pytest.approx(scores[ids.index(hit["item_id"])], abs=1e-4)
         assert answer["model"] == {"name": "askew-demo", "version": "1"}
-        assert (answer["coverage"], answer["degraded"]) == ({"shards": 2, "answered": 2}, False)
+        whole = {"shards": 2, "answered": 2, "missing": 0.0}
+        assert (answer["coverage"], answer["degraded"]) == (whole, False)
 
 
 def test_an_answer_carries_its_request_id_through_the_proxy(stack: local.Stack) -> None:
@@ -177,6 +182,62 @@ def test_bad_input_is_refused_through_the_proxy(
     )
     assert answer.status_code == status, answer.text
     assert set(answer.json()["error"]) == {"code", "message", "param", "hint"}
+
+
+def test_an_item_is_upserted_found_explained_and_deleted(stack: local.Stack) -> None:
+    [photo] = [
+        httpx.get(f"{stack.endpoint}/items/{hit['item_id']}/image").content
+        for hit in search(stack, "red striped mug", k=1).json()["hits"]
+    ]
+    title = "Zebra lamp of hammered brass"
+    item = {
+        "item_id": "new 1/a",
+        "title": title,
+        "fields": {"price": 3},
+        "image": base64.b64encode(photo).decode(),
+    }
+    written = httpx.post(
+        f"{stack.endpoint}/items:upsert", json={"items": [item, {"item_id": "new-2", "title": ""}]}, timeout=30
+    ).json()
+    assert (written["items"], [one["reason"] for one in written["refused"]]) == (1, ["no_text"])
+
+    def shown(**how: Any) -> dict[str, Any]:
+        body = {"query": title, "k": 20, "explain": True, "filter": {"price": 3}, **how}
+        answer = httpx.post(f"{stack.endpoint}/search", json=body, timeout=30).json()
+        return {hit["item_id"]: hit for hit in answer["hits"]}
+
+    hit = until(lambda: shown().get("new 1/a"), "upserted item", 5)
+    assert (hit["title"], hit["fields"]["price"]) == (title, 3)
+    assert hit["explanation"]["fused"] == pytest.approx(hit["score"], abs=1e-3)
+    assert hit["explanation"]["without_image"] != pytest.approx(hit["score"], abs=1e-3)
+    assert httpx.get(f"{stack.endpoint}/items/{quote('new 1/a')}/image").content == photo
+    httpx.post(f"{stack.endpoint}/items:delete", json={"item_ids": ["new 1/a"]}, timeout=30).raise_for_status()
+    until(lambda: "new 1/a" not in shown(), "deleted item gone", 5)
+    assert httpx.get(f"{stack.endpoint}/items/{quote('new 1/a')}").status_code == 404
+
+
+def test_what_is_measured_can_be_scraped(stack: local.Stack) -> None:
+    [found] = json.loads((stack.temporary / "prom_metrics_service_discovery.json").read_bytes())
+    measured = {name for name in vars(telemetry) if isinstance(getattr(telemetry, name), Metric)}
+    measured -= {"HEDGED", "MISSED"}  # there is nothing of these yet
+
+    def scraped() -> bool:
+        pages = "".join(httpx.get(f"http://{target}/metrics", timeout=30).text for target in found["targets"])
+        return all(f"ray_{getattr(telemetry, name)._name}" in pages for name in measured)
+
+    until(scraped, "metrics of the endpoint", 60)
+
+
+def test_clients_that_hang_up_take_nothing_with_them(stack: local.Stack) -> None:
+    body = json.dumps({"query": "mug of a client that hangs up"}).encode()
+    lines = ["POST /search HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(body)}"]
+    head = "\r\n".join([*lines, "", ""])
+    for sent in (head.encode() + body, head.encode() + body[:5]) * 20:
+        with socket.create_connection((local.HOST, stack.ports.http)) as connection:
+            connection.sendall(sent)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: search(stack, f"mug {n}"), range(40)))
+    assert {answer.status_code for answer in answers} == {200}
 
 
 def test_mlflow_holds_the_version_its_alias_and_numbers(stack: local.Stack) -> None:
@@ -222,7 +283,7 @@ def test_a_shard_that_dies_degrades_answers_and_comes_back(stack: local.Stack) -
     answers = []
 
     def whole() -> bool:
-        answer = search(stack, "red striped mug")
+        answer = search(stack, f"red striped mug {len(answers)}")  # what was answered already is kept
         assert answer.status_code == 200, answer.text
         answers.append(answer.json())
         return len(answers) > 1 and not answers[-1]["degraded"] and any(a["degraded"] for a in answers)
