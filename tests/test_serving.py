@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from opentelemetry import trace
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 from ray.util.metrics import Counter, Gauge, Histogram, Metric
@@ -355,6 +356,29 @@ def test_a_slow_replica_of_a_shard_is_not_waited_for() -> None:
     slow_once.search.remote = search
     [answer] = all_at_once(made(shard(*LEFT), slow_once, hedge_after_ms=20), Ask("mug"))
     assert answer.answered == 2
+
+
+def test_calls_are_traced_under_the_first_request_that_they_are_for() -> None:
+    seen: list[int] = []
+    plain = encoder()
+
+    async def encode(queries: list[str]) -> Any:
+        seen.append(trace.get_current_span().get_span_context().trace_id)
+        return await plain.encode.remote(queries)
+
+    traced = SimpleNamespace(encode=SimpleNamespace(remote=encode))
+    ingress = made(shard(*LEFT), encoder=traced, max_calls=1)
+
+    async def request(number: int) -> None:
+        span = trace.NonRecordingSpan(trace.SpanContext(number, number, is_remote=False))
+        with trace.use_span(span):
+            await ingress.search(Ask(f"mug {number}"))
+
+    async def scenario() -> None:
+        await asyncio.gather(*(request(number) for number in (7, 8, 9)))
+
+    asyncio.run(scenario())
+    assert seen == [7, 8]
 
 
 def test_hits_are_explained_by_what_wrote_them() -> None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from cachetools import LRUCache, TTLCache
 from fastapi import FastAPI
 from numpy.typing import NDArray
+from opentelemetry.context import Context, attach, get_current
 from pydantic import Field
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
@@ -39,6 +40,7 @@ class Question(NamedTuple):
     ask: Ask
     where: str
     vector: NDArray[np.float32] | None
+    trace: Context  # OpenTelemetry's, of the request
 
 
 class Found(NamedTuple):
@@ -151,7 +153,7 @@ class Ingress:
         try:
             async with asyncio.timeout(timeout_s):
                 vector = (await self._found(ask.like))[1] if ask.like else None
-                answer, change = await self._together.ask(Question(ask, where, vector))
+                answer, change = await self._together.ask(Question(ask, where, vector, get_current()))
                 hits = [hit for hit in answer.hits if hit["item_id"] != ask.like][: ask.k]
                 if ask.explain:
                     hits = await self._explained(ask.query, hits)
@@ -176,8 +178,9 @@ class Ingress:
     async def _answered(self, asked: Sequence[Question]) -> list[Found]:
         """Answer questions that came together: one call to the encoder, and one to each shard.
 
-        Each gets as many hits as any of them wants.
+        Each gets as many hits as any of them wants. In traces the calls stand under the first request.
         """
+        attach(asked[0].trace)
         deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
         times = [time.perf_counter()]
         telemetry.BATCH.observe(len(asked))
