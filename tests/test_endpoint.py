@@ -36,6 +36,8 @@ JSON = {"content-type": "application/json"}
 class FakeSearcher:
     """Two shards that answer as told, and what they were asked."""
 
+    busy = False
+
     release = messages.Release(
         model=messages.Served(name="towers", version="3"), model_key="m", index_key="i", items=9, shards=2
     )
@@ -530,3 +532,15 @@ def test_a_change_that_is_not_made_says_why(
     searcher.error = error
     for path, body in (("/items:upsert", {"items": [MUG]}), ("/items:delete", {"item_ids": ["7"]})):
         assert problem(client.post(path, json=body), status)["message"] == str(error)
+
+
+def test_while_it_is_busy_a_search_is_refused_before_anything_else(
+    client: httpx.Client, searcher: FakeSearcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeSearcher, "busy", True)
+    for path in refusals.SEARCHES:
+        response = client.post(path, content=b"no JSON", headers=JSON)
+        assert problem(response, 503)["message"] == "too many searches at once"
+        assert response.headers["retry-after"] == "1"
+    assert client.get("/items/jpeg").status_code == 200
+    assert searcher.asks == []

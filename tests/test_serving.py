@@ -245,6 +245,7 @@ def test_one_poisonous_query_fails_alone() -> None:
 
 def test_more_than_may_wait_are_refused_at_once() -> None:
     ingress = made(shard(*LEFT), shard(*RIGHT), max_calls=1, max_waiting=5)
+    assert not ingress.busy
     refused = [a for a in all_at_once(ingress, *[Ask("mug")] * 20) if isinstance(a, Exception)]
     assert len(refused) == 14
     assert all("too many searches at once" in str(error) for error in refused)

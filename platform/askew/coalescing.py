@@ -44,9 +44,14 @@ class Coalescer(Generic[Q, A]):
         """How many questions have not been asked yet."""
         return len(self._waiting)
 
+    @property
+    def full(self) -> bool:
+        """Whether another question would be refused."""
+        return len(self._waiting) >= self._max_waiting
+
     async def ask(self, question: Q) -> A:
         """Ask one question. Raises FullError when too many wait, and what `work` raised for it."""
-        if len(self._waiting) >= self._max_waiting:
+        if self.full:
             raise FullError(f"{self._max_waiting} wait already")
         answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, answer))

@@ -83,6 +83,10 @@ class Searcher(Protocol):
     def release(self) -> Release:
         """What is served."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether so many searches wait that another one would be refused."""
+
 
 def endpoint(searcher: Searcher) -> FastAPI:
     """Make the HTTP application over a searcher."""
@@ -90,7 +94,7 @@ def endpoint(searcher: Searcher) -> FastAPI:
         code: {"model": Failure} for code in (400, 403, 404, 408, 413, 415, 422, 503)
     }
     app = FastAPI(title="askew", description="Multimodal product search.", responses=failures)
-    refusals.add_to(app)
+    refusals.add_to(app, lambda: searcher.busy)
 
     _searches(app, searcher)
     _items(app, searcher)

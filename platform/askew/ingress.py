@@ -93,7 +93,7 @@ class Ingress:
             for number, shard in enumerate(shards)
         ]  # fmt: skip
         self._item = [Caller(_method(shard, "item"), again=again) for shard in shards]
-        self._items = items
+        self._items, self._warner = items, telemetry.Warner()
         self._vectors: LRUCache[str, NDArray[np.float32]] = LRUCache(settings_.cached_queries)
         self._results: TTLCache[Key, Answer] = TTLCache(settings_.cached_results, settings_.cached_results_s)
         self._change = -1
@@ -113,6 +113,13 @@ class Ingress:
         """What is served."""
         return self._release
 
+    @property
+    def busy(self) -> bool:
+        """Whether so many searches wait that another one would be refused."""
+        if full := self._together.full:
+            telemetry.add(telemetry.SEARCHES, 1, outcome="unavailable")
+        return full
+
     # --- searching -------------------------------------------------------------------------------
 
     async def search(self, ask: Ask) -> Answer:
@@ -126,7 +133,7 @@ class Ingress:
             answer = await self._searched(ask, started)
         except UnavailableError as error:
             telemetry.add(telemetry.SEARCHES, 1, outcome="unavailable")
-            telemetry.log.warning("unavailable: %s", error, extra={"request_id": ask.request_id})
+            self._warner.warn("unavailable", f"unavailable: {error}", request_id=ask.request_id)
             raise
         except (DataError, MissingError):
             telemetry.add(telemetry.SEARCHES, 1, outcome="refused")
@@ -195,9 +202,8 @@ class Ingress:
         for number, one in enumerate(found):
             if isinstance(one, BaseException):
                 telemetry.add(telemetry.MISSED, 1, shard=str(number))
-                telemetry.log.warning(
-                    "shard-%d did not answer: %s %s", number, type(one).__name__, one, extra={"request_ids": ids}
-                )
+                told = f"shard-{number} did not answer: {type(one).__name__} {one}"
+                self._warner.warn(f"shard-{number}", told, request_ids=ids)
         answers = [one for one in found if not isinstance(one, BaseException)]
         if not answers:
             raise UnavailableError("no shard answered")

@@ -5,6 +5,7 @@ nothing of paths, or of what is searched.
 """
 
 import asyncio
+from collections.abc import Callable
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -51,9 +52,9 @@ class RefusedError(Exception):
     """A change does not fit the index."""
 
 
-def add_to(app: FastAPI) -> None:
-    """Let an application refuse what is too large, and tell its errors in one form."""
-    app.add_middleware(Bounds)
+def add_to(app: FastAPI, busy: Callable[[], bool]) -> None:
+    """Let an application refuse what is too large, or too much, and tell its errors in one form."""
+    app.add_middleware(Bounds, busy=busy)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(UnavailableError, _on_unavailable)
@@ -64,16 +65,36 @@ def add_to(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
-class Bounds:
-    """Refuses a body that is too large, too slow or no JSON, before anything parses it."""
+SEARCHES = ("/search", "/search/batch", "/similar")
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+
+def failed(status: int, message: str, param: str | None = None) -> JSONResponse:
+    """Make the answer of an error."""
+    problem = Problem(
+        code=CODES.get(status, "error"), message=message, param=param, hint=HINTS.get(status, "see /docs")
+    )
+    headers = {"retry-after": "1"} if status == 503 else {}
+    if status in (408, 413, 500):  # the server closes the connection after these
+        headers["connection"] = "close"
+    return JSONResponse(Failure(error=problem).model_dump(), status, headers)
+
+
+FULL = failed(503, "too many searches at once")  # made once: there is no time for it when it is sent
+
+
+class Bounds:
+    """Refuses a body that is too large, too slow or no JSON, before anything parses it; while busy, any search."""
+
+    def __init__(self, app: ASGIApp, busy: Callable[[], bool]) -> None:
+        self._app, self._busy = app, busy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the whole body within the bounds, then pass it on."""
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, send)
+            return
+        if scope["path"] in SEARCHES and self._busy():
+            await FULL(scope, receive, send)
             return
         items = scope["path"].startswith("/items:")
         most, within_s = (MAX_ITEMS_BYTES, ITEMS_TIMEOUT_S) if items else (MAX_BODY_BYTES, BODY_TIMEOUT_S)
@@ -83,9 +104,9 @@ class Bounds:
                 raise HTTPException(415, f"wanted content-type application/json; found {kind.decode('latin-1')!r}")
             body = await asyncio.wait_for(_body(receive, most), within_s)
         except TimeoutError:
-            await _failed(408, f"the body did not arrive within {within_s:.0f} s")(scope, receive, send)
+            await failed(408, f"the body did not arrive within {within_s:.0f} s")(scope, receive, send)
         except HTTPException as error:
-            await _failed(error.status_code, error.detail)(scope, receive, send)
+            await failed(error.status_code, error.detail)(scope, receive, send)
         else:
             messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -108,19 +129,9 @@ async def _body(receive: Receive, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _failed(status: int, message: str, param: str | None = None) -> JSONResponse:
-    problem = Problem(
-        code=CODES.get(status, "error"), message=message, param=param, hint=HINTS.get(status, "see /docs")
-    )
-    headers = {"retry-after": "1"} if status == 503 else {}
-    if status in (408, 413, 500):  # the server closes the connection after these
-        headers["connection"] = "close"
-    return JSONResponse(Failure(error=problem).model_dump(), status, headers)
-
-
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _failed(error.status_code, str(error.detail))
+    response = failed(error.status_code, str(error.detail))
     response.headers.update(error.headers or {})  # a 405 names the methods allowed
     return response
 
@@ -129,30 +140,30 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return _failed(400, f"the body is not JSON: {first['ctx']['error']}")
+        return failed(400, f"the body is not JSON: {first['ctx']['error']}")
     param = ".".join(str(part) for part in first["loc"][1:]) or None
-    return _failed(422, first["msg"], param and param.encode("utf-8", "backslashreplace").decode())
+    return failed(422, first["msg"], param and param.encode("utf-8", "backslashreplace").decode())
 
 
 async def _on_unavailable(request: Request, error: Exception) -> Response:
-    return _failed(503, str(error))
+    return failed(503, str(error))
 
 
 async def _on_missing(request: Request, error: Exception) -> Response:
-    return _failed(404, str(error), "item_id")
+    return failed(404, str(error), "item_id")
 
 
 async def _on_forbidden(request: Request, error: Exception) -> Response:
-    return _failed(403, str(error))
+    return failed(403, str(error))
 
 
 async def _on_refused(request: Request, error: Exception) -> Response:
-    return _failed(422, str(error), "items")
+    return failed(422, str(error), "items")
 
 
 async def _on_filter(request: Request, error: Exception) -> Response:
-    return _failed(422, str(error), "filter")
+    return failed(422, str(error), "filter")
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    return _failed(500, f"{type(error).__name__}")
+    return failed(500, f"{type(error).__name__}")

@@ -4,6 +4,8 @@
 """
 
 import logging
+import time
+from collections import Counter as Count
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -32,3 +34,20 @@ def add(counter: Counter, count: int, **tags: str) -> None:
     """Count so many; Ray refuses to count none."""
     if count:
         counter.inc(count, tags)
+
+
+class Warner:
+    """Warns of the same thing once a second at most, and tells how often it was meant to.
+
+    What goes wrong under load goes wrong a thousand times, and writing that down would make it worse.
+    """
+
+    def __init__(self, every_s: float = 1.0) -> None:
+        self._every_s, self._last, self._times = every_s, dict[str, float](), Count[str]()
+
+    def warn(self, what: str, message: str, **extra: object) -> None:
+        """Warn of `what`, with this message and what goes along with it."""
+        self._times[what] += 1
+        if time.monotonic() - self._last.get(what, float("-inf")) >= self._every_s:
+            self._last[what] = time.monotonic()
+            log.warning("%s (%d times)", message, self._times.pop(what), extra=extra)

@@ -1,0 +1,33 @@
+"""What goes wrong a thousand times is told once, with its number."""
+
+import logging
+
+import pytest
+
+from askew.telemetry import Warner, log
+
+
+def test_the_same_warning_is_told_once_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", False)
+    monkeypatch.setattr(log, "handlers", [caplog.handler])
+    log.setLevel(logging.WARNING)
+    warner = Warner(every_s=0)
+    seldom = Warner(every_s=1000)
+    for number in range(3):
+        warner.warn("a", f"all {number}")
+        seldom.warn("b", f"first {number}", request_id=str(number))
+    seldom.warn("c", "another")
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        "all 0 (1 times)",
+        "first 0 (1 times)",
+        "all 1 (1 times)",
+        "all 2 (1 times)",
+        "another (1 times)",
+    ]
+    seldom._every_s = 0
+    seldom.warn("b", "again", request_id="9")
+    assert caplog.records[-1].getMessage() == "again (3 times)"
+    assert caplog.records[-1].request_id == "9"  # type: ignore[attr-defined]
