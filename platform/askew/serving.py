@@ -89,7 +89,7 @@ def build(settings: ServingSettings) -> serve.Application:
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     model = registry.download(version, cache)
     plan, release = find_release(version, settings.num_shards)
-    encoder = serve.deployment(Encoder).options(**settings.encoder.options("encoder")).bind(str(model))
+    encoder = serve.deployment(Encoder).options(**settings.encoder.options("encoder"))
     shards = [
         serve.deployment(ShardServer)
         .options(**settings.shard.options(f"shard-{number}"))
@@ -108,7 +108,8 @@ def build(settings: ServingSettings) -> serve.Application:
     ingress = serve.deployment(serve.ingress()(Ingress)).options(**settings.ingress.options("ingress"))
     return ingress.bind(
         settings.model_dump(include=set(IngressSettings.model_fields)), release.model_dump(),
-        plan.schema.serialize().to_pybytes(), sizes(plan, settings.num_shards), encoder,
+        plan.schema.serialize().to_pybytes(), sizes(plan, settings.num_shards),
+        encoder.bind(str(model), gpu=settings.encoder.num_gpus > 0),
         items.bind(str(model), str(plan.folder), plan.release), *shards,
     )  # fmt: skip
 
