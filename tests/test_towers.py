@@ -296,6 +296,7 @@ def test_zero_shot_is_the_checkpoint_itself(saved: Path, kind: str) -> None:
     pixels = random.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
     photos = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.25)
     ids = torch.from_numpy(model.tokens.ids(texts, 16))
+    ids = torch.nn.functional.pad(ids, (0, 16 - ids.shape[1]), value=PADDING)  # as SigLIP was trained
     padded, mask = ids.masked_fill(ids < 0, 0), {"attention_mask": (ids >= 0).long()}
     with torch.no_grad():
         text = whole.get_text_features(input_ids=padded, **(mask if kind == "clip" else {}))
@@ -311,3 +312,10 @@ def test_zero_shot_is_the_checkpoint_itself(saved: Path, kind: str) -> None:
 def test_zero_shot_needs_both_modalities(saved: Path) -> None:
     with pytest.raises(ConfigError, match="text and vision"):
         Model.zero_shot(str(saved / "bert"))
+
+
+@pytest.mark.parametrize("kind", ["bert", "clip", "siglip"])
+def test_a_text_has_the_vector_that_it_has_alone_beside_longer_ones(saved: Path, kind: str) -> None:
+    model = Model(*of_checkpoints(saved, kind, "vit"))
+    alone, together = model.queries(["red"]), model.queries(["red", "red blue striped mug cap"])
+    assert np.allclose(alone[0], together[0], atol=1e-5)

@@ -15,6 +15,7 @@ import torch
 import torchvision
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -114,7 +115,8 @@ class TextEncoder(nn.Module):
         config = self.body.config
         kind = str(config.model_type)
         self._padding = int(config.pad_token_id or 0)
-        self._sees_padding = kind.startswith("siglip")  # trained on texts that are padded and not masked
+        # SigLIP was trained on texts that are padded to one length, and not masked
+        self._filled = int(config.max_position_embeddings) if kind.startswith("siglip") else 0
         self._pooled = settings.pooling == "auto" and kind.startswith(POOLED)
         self.project = nn.Linear(config.hidden_size, dim)
         if not self._pooled:
@@ -122,10 +124,12 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids_BL: Tensor) -> Hidden:
         """Encode (B, L) ids, PADDING where there is none."""
+        if self._filled:
+            ids_BL = functional.pad(ids_BL, (0, self._filled - ids_BL.shape[1]), value=PADDING)
         mask_BL = ids_BL != PADDING
         mask_BL[:, 0] = True  # a text without a token attends to its first padding
         ids_BL = ids_BL.masked_fill(ids_BL == PADDING, self._padding)
-        out = self.body(input_ids=ids_BL, attention_mask=None if self._sees_padding else mask_BL)
+        out = self.body(input_ids=ids_BL, attention_mask=None if self._filled else mask_BL)
         tokens_BLW = out.last_hidden_state
         if self._pooled:
             pooled_BW = out.pooler_output
