@@ -1,23 +1,24 @@
 """Calls of one deployment: the first answer counts, in time or not at all.
 
 A call that takes long is made a second time, and one whose replica died under it is made again: the replicas of a
-deployment are alike. One that has not answered several times is not asked for a while, so that nobody waits for it
-in vain. Knows nothing of what is called.
+deployment are alike. One that has not answered several times is away: nobody waits for it any more, and it is
+asked in the background until it answers. Knows nothing of what is called.
 """
 
 import asyncio
-import time
+import contextlib
+import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 A = TypeVar("A")
 
-FAILURES, AWAY_S = 3, 1.0  # after so many calls in a row without an answer, nothing is asked for so long
+FAILURES = 3  # after so many calls in a row without an answer it is away
 HEDGED, SAVED = 0.1, 10.0  # of all calls so many may be made twice, and so many more if there were few before
 
 
 class AwayError(Exception):
-    """It has not answered lately, and is not asked now."""
+    """It has not answered lately, and nobody waits for it."""
 
 
 class Caller(Generic[A]):
@@ -35,25 +36,39 @@ class Caller(Generic[A]):
         on_hedge: Callable[[], object] = lambda: None,
     ) -> None:
         self._call, self._hedge_after_s, self._again = call, hedge_after_s, again
-        self._failures, self._away_until, self._spare, self._on_hedge = 0, 0.0, SAVED, on_hedge
+        self._gone: tuple[type[Exception], ...] = (TimeoutError, *again)
+        self._failures, self._spare, self._on_hedge = 0, SAVED, on_hedge
+        self._trial: asyncio.Task[None] | None = None
 
     async def ask(self, *what: Any, deadline: float) -> A:
         """Call until `deadline`, on the loop's clock.
 
         Raises TimeoutError, AwayError, or what the call raised.
         """
-        if time.monotonic() < self._away_until:
+        if self._failures >= FAILURES:
+            self._try(*what, deadline=deadline)
             raise AwayError("it has not answered lately")
+        return await self._asked(*what, deadline=deadline)
+
+    async def _asked(self, *what: Any, deadline: float) -> A:
         try:
             async with asyncio.timeout_at(deadline):
                 answer = await self._hedged(*what)
-        except Exception as error:
+        except self._gone:
             self._failures += 1
-            if self._failures >= FAILURES and isinstance(error, (TimeoutError, *self._again)):
-                self._away_until = time.monotonic() + AWAY_S  # then one more is asked: it may be back
             raise
         self._failures = 0
         return answer
+
+    def _try(self, *what: Any, deadline: float) -> None:
+        """Ask in the background whether it is back, one call at a time, which belongs to no request."""
+
+        async def trial() -> None:
+            with contextlib.suppress(Exception):
+                await self._asked(*what, deadline=deadline)
+
+        if self._trial is None or self._trial.done():
+            self._trial = asyncio.get_running_loop().create_task(trial(), context=contextvars.Context())
 
     async def _hedged(self, *what: Any) -> A:
         first = asyncio.ensure_future(self._once(*what))
