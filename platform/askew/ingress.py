@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from askew import endpoint, filters, messages, telemetry
-from askew.calls import Caller
+from askew.calls import AwayError, Caller
 from askew.coalescing import Coalescer, FullError
 from askew.config import Settings
 from askew.endpoint import Answer, Ask
@@ -175,12 +175,16 @@ class Ingress:
         return answer
 
     def _keep(self, key: Key, answer: Answer, change: int) -> None:
-        """Keep an answer of all shards; what was kept from before a change is let go of."""
+        """Keep an answer of all shards, unless it is from before a change that is known."""
+        self._forget(change)
+        if change == self._change:
+            self._results[key] = answer
+
+    def _forget(self, change: int) -> None:
+        """Let go of what was kept from before a change."""
         if change > self._change:
             self._results.clear()
             self._change = change
-        if change == self._change:
-            self._results[key] = answer
 
     async def _answered(self, asked: Sequence[Question]) -> list[Found]:
         """Answer questions that came together: one call to the encoder, and one to each shard.
@@ -221,7 +225,7 @@ class Ingress:
         queries = [question.ask.query for question in asked if question.vector is None]
         try:
             encoded = iter(await self._encoded(queries, deadline) if queries else ())
-        except TimeoutError as error:
+        except (TimeoutError, AwayError) as error:
             raise UnavailableError("the query encoder did not answer in time") from error
         except Exception as error:
             if len(queries) > 1:  # which of them it was, is found out by asking each alone
@@ -276,6 +280,7 @@ class Ingress:
     async def upsert(self, items: Sequence[Mapping[str, Any]]) -> tuple[int, int, list[dict[str, str]]]:
         """Add products or put them in others' place; see `items.Items.upsert`. Raises UnavailableError."""
         changed: tuple[int, int, list[dict[str, str]]] = await self._write(self._items.upsert, items)
+        self._forget(changed[0])
         telemetry.add(telemetry.WRITTEN, changed[1], what="upserted")
         telemetry.add(telemetry.WRITTEN, len(changed[2]), what="refused")
         return changed
@@ -283,6 +288,7 @@ class Ingress:
     async def delete(self, item_ids: Sequence[str]) -> int:
         """Delete products; returns the change's number. Raises UnavailableError."""
         number: int = await self._write(self._items.delete, item_ids)
+        self._forget(number)
         telemetry.add(telemetry.WRITTEN, len(item_ids), what="deleted")
         return number
 
