@@ -52,6 +52,15 @@ def registered(mlflow_uri: str, name: str, model: Model, root: Path) -> Version:
     return registry.register(name, folder, registry.start_run("search", name, {}, {}), {})
 
 
+def indexed(mlflow_uri: str, name: str, triplets: Path, root: Path) -> dict[str, Any]:
+    """Register an untrained model and index the catalogue by it."""
+    registered(mlflow_uri, name, untrained(triplets), root)
+    settings = IndexSettings(
+        model=name, version="1", triplets=triplets, root=root, tracking_uri=mlflow_uri, batch_size=64,
+    )  # fmt: skip
+    return {**index(settings), "model": str(next(root.glob("model-*"))), "root": root, "triplets": triplets}
+
+
 @pytest.fixture(scope="module")
 def version(mlflow_uri: str, triplets_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Version:
     """Version 1 of model `indexed`."""

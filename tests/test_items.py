@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tests.test_indexing import registered, untrained
+from tests.test_indexing import indexed
 
 from askew import inputs, items
 from askew.errors import ArtifactError
-from askew.indexing import IndexSettings, index
 from askew.items import Items
 from askew.live import Follower, Live
 from askew.models import Model
@@ -21,13 +20,7 @@ from askew.models import Model
 
 @pytest.fixture(scope="module")
 def built(mlflow_uri: str, triplets_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("items")
-    registered(mlflow_uri, "items", untrained(triplets_folder), root)
-    settings = IndexSettings(
-        model="items", version="1", triplets=triplets_folder, root=root, tracking_uri=mlflow_uri, batch_size=64,
-    )  # fmt: skip
-    made = index(settings)
-    return {**made, "model": str(next(root.glob("model-*"))), "triplets": triplets_folder}
+    return indexed(mlflow_uri, "items", triplets_folder, tmp_path_factory.mktemp("items"))
 
 
 @pytest.fixture

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.test_indexing import registered, untrained
+from tests.test_indexing import indexed, registered, untrained
 
 from askew import live
 from askew.errors import ArtifactError, DataError, RegistryError
-from askew.indexing import IndexSettings, index
 from askew.live import Follower
 from askew.models import Model
 from askew.updating import UpdateSettings, update
@@ -19,12 +18,8 @@ from askew.updating import UpdateSettings, update
 @pytest.fixture(scope="module")
 def built(mlflow_uri: str, triplets_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An index of 300 items."""
-    root = tmp_path_factory.mktemp("updated")
-    registered(mlflow_uri, "updated", untrained(triplets_folder), root)
-    settings = IndexSettings(
-        model="updated", version="1", triplets=triplets_folder, root=root, tracking_uri=mlflow_uri, batch_size=64,
-    )  # fmt: skip
-    return {**index(settings), "root": root, "triplets": triplets_folder, "uri": mlflow_uri}
+    made = indexed(mlflow_uri, "updated", triplets_folder, tmp_path_factory.mktemp("updated"))
+    return made | {"uri": mlflow_uri}
 
 
 @pytest.fixture

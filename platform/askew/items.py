@@ -35,8 +35,7 @@ class Items:
         self._index, self._model = Path(index), Model.load(Path(model))
         plan = Plan.read(self._index, release)
         self._text_fields = tuple(plan.details.get("text_fields", ("title",)))
-        fields = plan.schema.field("fields").type if "fields" in plan.schema.names else ()
-        self._fields = pa.schema([field for field in fields if not pa.types.is_null(field.type)])
+        self._fields = plan.fields
         clean = CleanSettings(text_fields=self._text_fields, image_size=self._model.image_size)
         none = sources.Table(files=("-",))  # of files: items come by themselves
         self._cleaner = Cleaner(none.model_dump(), clean.model_dump(), self._fields, triplets=False)

@@ -18,6 +18,7 @@ from askew.messages import Failure, Problem
 
 MAX_BODY_BYTES, BODY_TIMEOUT_S = 64 * 1024, 5.0
 MAX_ITEMS_BYTES, ITEMS_TIMEOUT_S = 32 << 20, 30.0
+SEARCHES = ("/search", "/search/batch", "/similar")
 CODES = {
     400: "bad_json", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 408: "body_too_slow",
     413: "body_too_large", 415: "wrong_content_type", 422: "invalid_field", 500: "internal", 503: "unavailable",
@@ -63,9 +64,6 @@ def add_to(app: FastAPI, busy: Callable[[], bool]) -> None:
     app.add_exception_handler(RefusedError, _on_refused)
     app.add_exception_handler(DataError, _on_filter)
     app.add_exception_handler(Exception, _on_bug)
-
-
-SEARCHES = ("/search", "/search/batch", "/similar")
 
 
 def failed(status: int, message: str, param: str | None = None) -> JSONResponse:

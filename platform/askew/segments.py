@@ -166,6 +166,12 @@ class Plan:
         items = self.open(next(iter(self.segments)), verify=False).items()
         return pa.schema([field for field in items.schema if field.name != "image"])
 
+    @property
+    def fields(self) -> pa.Schema:
+        """The fields of items beside id and title, of those that have a type."""
+        fields = self.schema.field("fields").type if "fields" in self.schema.names else ()
+        return pa.schema([field for field in fields if not pa.types.is_null(field.type)])
+
     def share(self, number: int, num_shards: int) -> list[str]:
         """Name the segments that shard number `number` of `num_shards` serves, more or less as many as the others.
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -71,9 +70,7 @@ def _upserted(
     clean = CleanSettings(
         text_fields=tuple(plan.details["text_fields"]), image_size=model.image_size, fetch=settings.fetch
     )
-    schema = plan.open(next(iter(plan.segments)), verify=False).items().schema
-    fields = [field for field in schema.field("fields").type if not pa.types.is_null(field.type)]
-    cleaner = Cleaner(settings.items.model_dump(), clean.model_dump(), pa.schema(fields), triplets=False)
+    cleaner = Cleaner(settings.items.model_dump(), clean.model_dump(), plan.fields, triplets=False)
     units = sources.units(settings.items, settings.data)
     with artifacts.draft(root, "update", {"data": settings.data, "at": time.time_ns()}, {}) as draft:
         work = draft.folder / artifacts.WORK
