@@ -98,8 +98,7 @@ class Ingress:
         self._results: TTLCache[Key, Answer] = TTLCache(settings_.cached_results, settings_.cached_results_s)
         self._change = -1
         served = self._release.model
-        tags = {"model": served.name, "version": served.version, "index": self._release.index_key[:12]}
-        telemetry.RELEASE.set(1, tags)
+        self._tags = {"model": served.name, "version": served.version, "index": self._release.index_key[:12]}
         self._together = Coalescer(
             self._answered, common=(UnavailableError,), max_batch=settings_.max_batch,
             max_calls=settings_.max_calls, max_waiting=settings_.max_waiting,
@@ -196,6 +195,7 @@ class Ingress:
         times = [time.perf_counter()]
         telemetry.BATCH.observe(len(asked))
         telemetry.WAITING.set(self._together.waiting)
+        telemetry.RELEASE.set(1, self._tags)  # again and again: Ray forgets a gauge that nobody sets
         vectors = await self._vectors_of(asked, deadline)
         times.append(time.perf_counter())
         k = max(question.ask.k + bool(question.ask.like) for question in asked)
