@@ -20,7 +20,7 @@ class Replicas:
     def __init__(self, *each: float | Exception, then: float | Exception = 0) -> None:
         self.each, self.then, self.asked = list(each), then, 0
 
-    async def __call__(self, what: str) -> str:
+    async def __call__(self, what: str, deadline: float) -> str:
         self.asked += 1
         number = self.asked
         now = self.each.pop(0) if self.each else self.then

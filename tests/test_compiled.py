@@ -154,7 +154,7 @@ def test_a_replica_whose_encoder_differs_is_never_ready(monkeypatch: pytest.Monk
         model().save(draft.folder)
     folder, threads = artifacts.place(tmp_path, "model", artifacts.key("model", {}, {})), torch.get_num_threads()
     try:
-        vectors = asyncio.run(Encoder(str(folder)).encode(["red mug", "cap"]))
+        vectors = asyncio.run(Encoder(str(folder)).encode(["red mug", "cap"], []))
         assert torch.get_num_threads() == 1
         monkeypatch.setattr(compiled, "indexed_queries", turned)
         with pytest.raises(ArtifactError):

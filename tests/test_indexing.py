@@ -313,8 +313,9 @@ def test_a_builder_killed_at_any_moment_goes_on_and_leaves_nothing_that_is_taken
                 with pytest.raises(ArtifactError):
                     Plan.read(left)
         manifest = artifacts.read(done[0], "index")
-        manifest.details["measured"]["query_ms"] = 0
-        manifest.details["effort"] = {}  # of those that hold the recall, the one that was the fastest just then
+        measured = manifest.details["measured"]  # by the effort that was the fastest just then, of those that do
+        assert measured["recall@10"] >= measured["recall_target"]
+        manifest.details["measured"] = manifest.details["effort"] = {}
         return manifest, kills
 
     calm, _ = built(tmp_path / "calm", None)

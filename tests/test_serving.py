@@ -1,10 +1,11 @@
 """Which release is served, and what the ingress makes of parts that are late or dead; the flow test serves it."""
 
 import asyncio
+import functools
 import itertools
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from askew.registry import Version
 from askew.segments import Plan
 from askew.serving import Scaling, ServingSettings, find_release
 from askew.shards import packed
+from askew.wire import Listener
 
 RELEASE = {
     "model": {"name": "shop", "version": "3"}, "model_key": "m", "index_key": "i", "items": 10, "shards": 2,
@@ -132,17 +134,28 @@ def test_the_dashboard_and_the_alerts_show_what_is_measured() -> None:
 SCHEMA = pa.schema([("item_id", pa.string()), ("fields", pa.struct([("colour", pa.string())]))])
 
 
+run = asyncio.Runner().run  # one loop: connections outlive a search
+
+
+def handle(*, wired: Mapping[str, Any] | None = None, **methods: Any) -> Any:
+    """What a deployment's handle looks like: methods that it calls, and where others are answered."""
+    if wired is not None:
+        methods["address"] = functools.partial(Listener(wired).address, "127.0.0.1")
+    return SimpleNamespace(**{name: SimpleNamespace(remote=method) for name, method in methods.items()})
+
+
 def shard(
-    *items: tuple[str, float], after_s: float = 0, dies: bool = False, asked: list[int] | None = None,
-    changes: Iterator[int] | None = None,
+    *items: tuple[str, float], after_s: float | Iterator[float] = 0, dies: bool = False,
+    asked: list[int] | None = None, changes: Iterator[int] | None = None,
 ) -> Any:  # fmt: skip
     """What a shard's handle looks like from the ingress; all its items are red."""
     changes = changes or itertools.repeat(0)
+    waits = itertools.repeat(after_s) if isinstance(after_s, (int, float)) else after_s
 
     async def search(vectors: np.ndarray, k: int, wheres: list[str], ids: list[str]) -> tuple[int, list[bytes]]:
         if asked is not None:
             asked.append(len(vectors))
-        await asyncio.sleep(after_s)
+        await asyncio.sleep(next(waits))
         if dies:
             raise RuntimeError("gone")
         answers = []
@@ -155,26 +168,32 @@ def shard(
         return next(changes), answers
 
     async def item(item_id: str) -> tuple[dict[str, Any], np.ndarray] | None:
-        await asyncio.sleep(after_s)
+        await asyncio.sleep(next(waits))
         if dies:
             raise RuntimeError("gone")
         there = item_id in dict(items)
         return ({"item_id": item_id, "image": b"photo"}, np.ones(2, np.float32)) if there else None
 
-    methods = {"search": SimpleNamespace(remote=search), "item": SimpleNamespace(remote=item)}
-    return SimpleNamespace(**methods, deployment_name="shard-0")
+    return handle(item=item, wired={"search": search})
 
 
-def encoder(dies: bool = False, poison: str | None = None, asked: list[list[str]] | None = None) -> Any:
-    async def encode(queries: list[str]) -> np.ndarray:
+def encoder(
+    dies: bool = False,
+    poison: str | None = None,
+    asked: list[list[str]] | None = None,
+    traces: list[int] | None = None,
+) -> Any:
+    async def encode(queries: list[str], ids: list[str]) -> np.ndarray:
         if asked is not None:
             asked.append(queries)
+        if traces is not None:
+            traces.append(trace.get_current_span().get_span_context().trace_id)
         await asyncio.sleep(0.01)
         if dies or poison in queries:
             raise RuntimeError("gone")
         return np.ones((len(queries), 2), np.float32)
 
-    return SimpleNamespace(encode=SimpleNamespace(remote=encode))
+    return handle(wired={"encode": encode})
 
 
 def made(*shards: Any, encoder: Any = None, items: Any = None, **how: Any) -> Ingress:
@@ -185,12 +204,11 @@ def made(*shards: Any, encoder: Any = None, items: Any = None, **how: Any) -> In
 
 def writer(**methods: Any) -> Any:
     """What the handle of `items` looks like."""
-    names = ("upsert", "delete", "explain")
-    return SimpleNamespace(**{name: SimpleNamespace(remote=methods.get(name)) for name in names})
+    return handle(**{name: methods.get(name) for name in ("upsert", "delete", "explain")})
 
 
 def ask(*shards: Any, k: int = 3, where: Any = None, **how: Any) -> tuple[list[str], int]:
-    answer = asyncio.run(made(*shards, **how).search(Ask("mug", k=k, where=where)))
+    answer = run(made(*shards, **how).search(Ask("mug", k=k, where=where)))
     assert set(answer.took) == {"waiting", "encoding", "searching"}
     return [hit["item_id"] for hit in answer.hits], answer.answered
 
@@ -221,7 +239,7 @@ def all_at_once(ingress: Ingress, *asks: Ask) -> list[Any]:
     async def scenario() -> list[Any]:
         return await asyncio.gather(*(ingress.search(one) for one in asks), return_exceptions=True)
 
-    return asyncio.run(scenario())
+    return run(scenario())
 
 
 def test_searches_that_come_together_go_on_together_each_with_its_own_k_and_filter() -> None:
@@ -279,7 +297,7 @@ def test_an_item_that_no_shard_has_is_missing_and_one_that_a_dead_shard_may_have
     [found, unknown] = all_at_once(ingress, Ask(like="a"), Ask(like="b"))
     assert ([hit["item_id"] for hit in found.hits], found.answered) == (["c"], 1)
     assert isinstance(unknown, UnavailableError)
-    assert asyncio.run(ingress.item("a")) == ({"item_id": "a", "image": b"photo"}, b"photo")
+    assert run(ingress.item("a")) == ({"item_id": "a", "image": b"photo"}, b"photo")
 
 
 def test_a_query_is_encoded_once_as_long_as_it_is_kept() -> None:
@@ -290,7 +308,7 @@ def test_a_query_is_encoded_once_as_long_as_it_is_kept() -> None:
         for queries in (["mug"], ["mug", "cup", "mug"], ["pan", "pot", "pin"], ["pin", "mug"]):
             await asyncio.gather(*(ingress.search(Ask(query)) for query in queries))
 
-    asyncio.run(scenario())
+    run(scenario())
     assert asked == [["mug"], ["cup"], ["pan"], ["pot", "pin"], ["mug"]]
 
 
@@ -305,7 +323,7 @@ def test_the_same_search_is_answered_from_memory_until_something_changes() -> No
         asks = [Ask("mug"), Ask("mug"), Ask("mug", where=red), Ask("mug", where=red), Ask("cup"), Ask("mug")]
         return [await ingress.search(ask) for ask in asks]
 
-    answers = asyncio.run(scenario())
+    answers = run(scenario())
     assert ["cached" in answer.took for answer in answers] == [False, True, False, True, False, False]
     assert answers[0].hits == answers[1].hits
     assert len(asked) == 4
@@ -331,7 +349,7 @@ def test_after_a_change_by_this_endpoint_nothing_from_before_it_is_answered_or_k
         return cached
 
     # kept, changed; then the shard has not taken the change in yet, and it has, and that is kept
-    assert asyncio.run(scenario()) == [False, False, False, True, True]
+    assert run(scenario()) == [False, False, False, True, True]
     assert len(asked) == 3
 
 
@@ -344,7 +362,7 @@ def test_what_is_degraded_explained_or_asked_afresh_is_never_kept() -> None:
             for _ in range(2):
                 assert "cached" not in (await ingress.search(Ask("mug", **how))).took
 
-        asyncio.run(scenario())
+        run(scenario())
         assert len(asked) == 2
 
 
@@ -365,34 +383,19 @@ def test_a_shard_that_is_gone_is_not_waited_for_again_and_again() -> None:
         for n in range(6):
             assert (await ingress.search(Ask(f"mug {n}"))).answered == 1
 
-    asyncio.run(scenario())
+    run(scenario())
     assert len(asked) < 6
 
 
 def test_a_slow_replica_of_a_shard_is_not_waited_for() -> None:
-    waits = iter([5.0, 0.0])
-    quick = shard(*RIGHT)
-    slow_once = SimpleNamespace(search=SimpleNamespace(), item=quick.item, deployment_name="shard-1")
-
-    async def search(*what: Any) -> Any:
-        await asyncio.sleep(next(waits))
-        return await quick.search.remote(*what)
-
-    slow_once.search.remote = search
+    slow_once = shard(*RIGHT, after_s=iter([5.0, 0.0]))
     [answer] = all_at_once(made(shard(*LEFT), slow_once, hedge_after_ms=20), Ask("mug"))
     assert answer.answered == 2
 
 
 def test_calls_are_traced_under_the_first_request_that_they_are_for() -> None:
     seen: list[int] = []
-    plain = encoder()
-
-    async def encode(queries: list[str]) -> Any:
-        seen.append(trace.get_current_span().get_span_context().trace_id)
-        return await plain.encode.remote(queries)
-
-    traced = SimpleNamespace(encode=SimpleNamespace(remote=encode))
-    ingress = made(shard(*LEFT), encoder=traced, max_calls=1)
+    ingress = made(shard(*LEFT), encoder=encoder(traces=seen), max_calls=1)
 
     async def request(number: int) -> None:
         span = trace.NonRecordingSpan(trace.SpanContext(number, number, is_remote=False))
@@ -402,7 +405,7 @@ def test_calls_are_traced_under_the_first_request_that_they_are_for() -> None:
     async def scenario() -> None:
         await asyncio.gather(*(request(number) for number in (7, 8, 9)))
 
-    asyncio.run(scenario())
+    run(scenario())
     assert seen == [7, 8]
 
 
@@ -431,15 +434,15 @@ def test_changes_are_passed_on_where_they_are_allowed_and_their_troubles_told() 
         return 3, len(items), []
 
     ingress = made(shard(*LEFT), items=writer(upsert=upsert), writes=True)
-    assert asyncio.run(ingress.upsert(["a"])) == (3, 1, [])  # type: ignore[list-item]
+    assert run(ingress.upsert(["a"])) == (3, 1, [])  # type: ignore[list-item]
     for item, error in (("odd", RefusedError), ("broken", UnavailableError)):
         with pytest.raises(error):
-            asyncio.run(ingress.upsert([item]))  # type: ignore[list-item]
+            run(ingress.upsert([item]))  # type: ignore[list-item]
     ingress = made(shard(*LEFT), items=writer(upsert=upsert), writes=True, write_timeout_s=0.05)
     with pytest.raises(UnavailableError, match=r"not written within 0\.05 s"):
-        asyncio.run(ingress.upsert(["slow"]))  # type: ignore[list-item]
+        run(ingress.upsert(["slow"]))  # type: ignore[list-item]
     with pytest.raises(ForbiddenError):
-        asyncio.run(made(shard(*LEFT), items=writer(upsert=upsert)).upsert(["a"]))  # type: ignore[list-item]
+        run(made(shard(*LEFT), items=writer(upsert=upsert)).upsert(["a"]))  # type: ignore[list-item]
 
 
 def test_over_real_shards_filters_likeness_and_items(tmp_path: Path) -> None:
@@ -462,14 +465,7 @@ def test_over_real_shards_filters_likeness_and_items(tmp_path: Path) -> None:
         segments.tell(draft, [f"segment-{n}" for n in range(4)])
     folder = artifacts.place(tmp_path, "index", artifacts.key("index", {}, {}))
     servers = [ShardServer(str(folder), n, 2, "release", 0.01) for n in range(2)]
-    handles = [
-        SimpleNamespace(
-            search=SimpleNamespace(remote=server.search),
-            item=SimpleNamespace(remote=server.item),
-            deployment_name="s",
-        )
-        for server in servers
-    ]
+    handles = [handle(item=server.item, address=server.address) for server in servers]
     schema = Plan.read(folder).schema
     assert "image" not in schema.names
     settings = {"timeout_s": 30, "cached_results": 0}
@@ -489,14 +485,14 @@ def test_over_real_shards_filters_likeness_and_items(tmp_path: Path) -> None:
         best(7, lambda n: True), best(8, lambda n: n % 2 == 0, 3), best(8, lambda n: n >= 30 and n % 2, 50), [],
     ]  # fmt: skip
     assert found[0].hits[0].keys() == {"item_id", "title", "fields", "score"}
-    record, photo = asyncio.run(ingress.item("i08"))
+    record, photo = run(ingress.item("i08"))
     assert (record["title"], record["fields"], photo) == ("title 8", {"colour": "red", "price": 8.0}, b"jpeg")
-    assert asyncio.run(ingress.item("i09"))[1] is None
+    assert run(ingress.item("i09"))[1] is None
     with Live(folder) as live:
         live.upsert(vectors[:1], [items.slice(7, 1).to_pylist()[0] | {"title": "mended"}])
         live.delete(["i08"])
     time.sleep(0.02)
-    assert asyncio.run(ingress.item("i07"))[0]["title"] == "mended"
+    assert run(ingress.item("i07"))[0]["title"] == "mended"
     [like, gone] = all_at_once(ingress, Ask(like="i07", k=1), Ask(like="i08"))
     assert [hit["item_id"] for hit in like.hits] == ["i00"]
     assert isinstance(gone, MissingError)

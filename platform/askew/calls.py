@@ -24,7 +24,8 @@ class AwayError(Exception):
 class Caller(Generic[A]):
     """Calls one deployment.
 
-    `again` names the errors after which a call is made once more: those of a replica, not of what was asked.
+    `call` takes what is asked, and the deadline. `again` names the errors after which a call is made once more:
+    those of a replica, not of what was asked.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Caller(Generic[A]):
     async def _asked(self, *what: Any, deadline: float) -> A:
         try:
             async with asyncio.timeout_at(deadline):
-                answer = await self._hedged(*what)
+                answer = await self._hedged(*what, deadline=deadline)
         except self._gone:
             self._failures += 1
             raise
@@ -70,8 +71,8 @@ class Caller(Generic[A]):
         if self._trial is None or self._trial.done():
             self._trial = asyncio.get_running_loop().create_task(trial(), context=contextvars.Context())
 
-    async def _hedged(self, *what: Any) -> A:
-        first = asyncio.ensure_future(self._once(*what))
+    async def _hedged(self, *what: Any, deadline: float) -> A:
+        first = asyncio.ensure_future(self._once(*what, deadline=deadline))
         calls = {first}
         self._spare = min(SAVED, self._spare + HEDGED)
         try:
@@ -80,7 +81,7 @@ class Caller(Generic[A]):
                 if not first.done() and self._spare >= 1:
                     self._spare -= 1
                     self._on_hedge()
-                    calls.add(asyncio.ensure_future(self._once(*what)))
+                    calls.add(asyncio.ensure_future(self._once(*what, deadline=deadline)))
             while True:
                 done, calls = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
                 answered = next((one for one in done if one.exception() is None), None)
@@ -90,8 +91,8 @@ class Caller(Generic[A]):
             for one in calls:
                 one.cancel()
 
-    async def _once(self, *what: Any) -> A:
+    async def _once(self, *what: Any, deadline: float) -> A:
         try:
-            return await self._call(*what)
+            return await self._call(*what, deadline=deadline)
         except self._again:
-            return await self._call(*what)
+            return await self._call(*what, deadline=deadline)

@@ -19,10 +19,13 @@ from askew.compiled import CompiledEncoder
 from askew.errors import ArtifactError
 from askew.live import Follower
 from askew.models import Model
+from askew.replicas import Wired
 
 
-class Encoder:
+class Encoder(Wired):
     """Query texts to vectors."""
+
+    answers = ("encode",)
 
     def __init__(self, model: str, *, gpu: bool = False) -> None:
         """Compile the query tower. Raises ArtifactError when it differs from the trained one: never ready then."""
@@ -30,13 +33,20 @@ class Encoder:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._encoder = CompiledEncoder(Model.load(Path(model), "cuda" if gpu else "cpu"))
 
-    async def encode(self, queries: list[str]) -> NDArray[np.float32]:
+    async def encode(self, queries: list[str], request_ids: list[str]) -> NDArray[np.float32]:
         """Encode B queries to (B, D)."""
-        return self._encoder.queries(queries)
+        started = time.perf_counter()
+        vectors = self._encoder.queries(queries)
+        telemetry.log.debug(
+            "encoded in %.1f ms", 1000 * (time.perf_counter() - started), extra={"request_ids": request_ids}
+        )
+        return vectors
 
 
-class ShardServer:
+class ShardServer(Wired):
     """Vectors to the best items of some segments, and of what changed since."""
+
+    answers = ("search",)
 
     def __init__(
         self, index: str, number: int, num_shards: int, release: str, follow_every_s: float, *, gpu: bool = False

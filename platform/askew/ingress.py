@@ -28,7 +28,9 @@ from askew.config import Settings
 from askew.endpoint import Answer, Ask
 from askew.errors import ArtifactError, DataError
 from askew.refusals import ForbiddenError, MissingError, RefusedError, UnavailableError
+from askew.replicas import Replicas
 from askew.shards import merge
+from askew.wire import GoneError
 
 EXPLAINED = 10  # the first so many hits
 Key = tuple[str, int, str]  # a query, how many hits, its filter in canonical form
@@ -82,17 +84,17 @@ class Ingress:
         self._settings = settings_ = IngressSettings.model_validate(settings)
         self._schema = pa.ipc.read_schema(pa.BufferReader(schema))
         self._release, self._sizes = messages.Release.model_validate(release), sizes
-        again = (RayActorError,)
+        again = (GoneError, RayActorError)
         hedge = None if settings_.hedge_after_ms is None else settings_.hedge_after_ms / 1000
-        self._encode = Caller(_method(encoder, "encode"), again=again)
+        self._encode = Caller(Replicas(encoder.address.remote).method("encode"), again=again)
         self._search = [
             Caller(
-                _method(shard, "search"), again=again, hedge_after_s=hedge,
+                Replicas(shard.address.remote).method("search"), again=again, hedge_after_s=hedge,
                 on_hedge=functools.partial(telemetry.add, telemetry.HEDGED, 1, shard=str(number)),
             )
             for number, shard in enumerate(shards)
         ]  # fmt: skip
-        self._item = [Caller(_method(shard, "item"), again=again) for shard in shards]
+        self._item = [Caller(_by_handle(shard.item), again=again) for shard in shards]
         self._items, self._warner = items, telemetry.Warner()
         self._vectors: LRUCache[str, NDArray[np.float32]] = LRUCache(settings_.cached_queries)
         self._results: TTLCache[Key, Answer] = TTLCache(settings_.cached_results, settings_.cached_results_s)
@@ -224,7 +226,8 @@ class Ingress:
         """The vectors of B questions, (B, D)."""
         queries = [question.ask.query for question in asked if question.vector is None]
         try:
-            encoded = iter(await self._encoded(queries, deadline) if queries else ())
+            ids = [question.ask.request_id for question in asked]
+            encoded = iter(await self._encoded(queries, ids, deadline) if queries else ())
         except (TimeoutError, AwayError) as error:
             raise UnavailableError("the query encoder did not answer in time") from error
         except Exception as error:
@@ -233,14 +236,14 @@ class Ingress:
             raise UnavailableError(f"the query encoder did not answer ({type(error).__name__})") from error
         return np.stack([next(encoded) if one.vector is None else one.vector for one in asked])
 
-    async def _encoded(self, queries: Sequence[str], deadline: float) -> NDArray[np.float32]:
+    async def _encoded(self, queries: Sequence[str], ids: Sequence[str], deadline: float) -> NDArray[np.float32]:
         """Encode B queries to (B, D), those alone whose vectors are not kept; each of them once."""
         known = {query: self._vectors.get(query) for query in queries}
         unknown = [query for query, vector in known.items() if vector is None]
         for found, count in (("yes", len(known) - len(unknown)), ("no", len(unknown))):
             telemetry.add(telemetry.CACHED, count, cache="vectors", found=found)
         if unknown:
-            fresh = dict(zip(unknown, await self._encode.ask(unknown, deadline=deadline), strict=True))
+            fresh = dict(zip(unknown, await self._encode.ask(unknown, ids, deadline=deadline), strict=True))
             known |= fresh
             if self._vectors.maxsize:
                 self._vectors.update(fresh)
@@ -306,10 +309,10 @@ class Ingress:
             raise UnavailableError(f"what writes did not answer ({type(error).__name__})") from error
 
 
-def _method(handle: DeploymentHandle, name: str) -> Callable[..., Awaitable[Any]]:
-    method = getattr(handle, name)
+def _by_handle(method: DeploymentHandle) -> Callable[..., Awaitable[Any]]:
+    """A method that is called by Ray Serve's handle: what is rare, and may hold anything."""
 
-    async def call(*what: Any) -> Any:
+    async def call(*what: Any, deadline: float) -> Any:
         return await method.remote(*what)
 
     return call
