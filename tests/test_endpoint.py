@@ -269,10 +269,10 @@ def test_a_shard_that_did_not_answer_degrades_a_search(client: httpx.Client, sea
         pytest.param(b'{"query": "red\xffmug"}', 400, None, id="invalid UTF-8"),
         pytest.param(b"[" * 60_000, 400, None, id="nested"),
         pytest.param(b"[" * 30_000 + b"]" * 30_000, 400, None, id="nested and closed"),
-        pytest.param(b'{"query":' * 900 + b"1" + b"}" * 900, 422, "query", id="nested objects"),
+        pytest.param(b'{"query":' * 900 + b"1" + b"}" * 900, 400, None, id="nested objects"),
         pytest.param(b"[" * 100_000, 413, None, id="nested and too large"),
         pytest.param(asking(k=0)[:-2] + b"9" * 5000 + b"}", 400, None, id="k of more digits than Python reads"),
-        pytest.param(b"", 422, None, id="empty body"),
+        pytest.param(b"", 400, None, id="empty body"),
         pytest.param(b"null", 422, None, id="null"),
         pytest.param(b"[]", 422, None, id="list"),
         pytest.param(b"5", 422, None, id="number"),
@@ -281,17 +281,18 @@ def test_a_shard_that_did_not_answer_degrades_a_search(client: httpx.Client, sea
         pytest.param(b"{}", 422, "query", id="no query"),
         pytest.param(b'{"query": NaN}', 422, "query", id="NaN as query"),
         pytest.param(b'{"query": -Infinity}', 422, "query", id="infinity as query"),
-        pytest.param(b'{"query": "\xed\xa0\x80"}', 422, "query", id="encoded surrogate"),
+        pytest.param(b'{"query": "\xed\xa0\x80"}', 400, None, id="encoded surrogate"),
         pytest.param(asking(size=5), 422, "size", id="unknown field"),
         pytest.param(asking(größe=5), 422, "größe", id="unknown field in any script"),
-        pytest.param(asking(**{"\ud800": 5}), 422, None, id="unreadable field"),
+        pytest.param(asking(**{"\ud800": 5}), 400, None, id="unreadable field"),
         *(
             pytest.param(asking(query=query), 422, "query", id=f"query {name}")
             for name, query in {
-                "empty": "", "blank": " \t\u3000", "NUL": "\0\0", "too long": "a" * 513, "null": None,
-                "surrogate": "\ud800", "surrogate in words": "red \udfff mug", "number": 5, "list": ["mug"],
+                "empty": "", "blank": " \t\u3000", "NUL": "\0\0", "too long": "a" * 513, "null": None, "number": 5, "list": ["mug"],
             }.items()
         ),
+        pytest.param(asking(query="\ud800"), 400, None, id="surrogate"),
+        pytest.param(asking(query="red \udfff mug"), 400, None, id="surrogate in words"),
         *(
             pytest.param(asking(k=k), 422, "k", id=f"k {k!r}")
             for k in [0, -1, 101, 10**30, 1.5, 1.0, "5", True, None, [5], float("nan"), float("inf")]

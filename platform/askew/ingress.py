@@ -134,7 +134,9 @@ class Ingress:
             answer = await self._searched(ask, started)
         except UnavailableError as error:
             telemetry.add(telemetry.SEARCHES, 1, outcome="unavailable")
-            self._warner.warn("unavailable", f"unavailable: {error}", request_id=ask.request_id)
+            self._warner.warn(
+                "unavailable", f"unavailable: {error}; {error.__cause__!r}", request_id=ask.request_id
+            )
             raise
         except (DataError, MissingError):
             telemetry.add(telemetry.SEARCHES, 1, outcome="refused")
