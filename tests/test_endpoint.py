@@ -288,7 +288,8 @@ def test_a_shard_that_did_not_answer_degrades_a_search(client: httpx.Client, sea
         *(
             pytest.param(asking(query=query), 422, "query", id=f"query {name}")
             for name, query in {
-                "empty": "", "blank": " \t\u3000", "NUL": "\0\0", "too long": "a" * 513, "null": None, "number": 5, "list": ["mug"],
+                "empty": "", "blank": " \t\u3000", "NUL": "\0\0", "too long": "a" * 513, "null": None,
+                "number": 5, "list": ["mug"],
             }.items()
         ),
         pytest.param(asking(query="\ud800"), 400, None, id="surrogate"),

@@ -88,7 +88,7 @@ class Listener:
         self.methods, self.key = methods, secrets.token_bytes(KEY_BYTES)
         self._took_s, self._since = 0.0, time.monotonic()
         self._server: asyncio.Server | None = None
-        self._opening = asyncio.Lock()
+        self._opening, self.connections = asyncio.Lock(), set[asyncio.Transport]()
 
     async def address(self, host: str) -> Address:
         """Listen on a host's address, at the first call; returns where."""
@@ -113,9 +113,11 @@ class Listener:
         self._took_s += seconds
 
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more, and end what is connected."""
         if self._server is not None:
             self._server.close()
+        for transport in self.connections:
+            transport.abort()
 
 
 class _Answering(_Framed):
@@ -128,6 +130,7 @@ class _Answering(_Framed):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._listener.connections.add(self.transport)
         self._late = asyncio.get_running_loop().call_later(KEY_WITHIN_S, self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -145,6 +148,7 @@ class _Answering(_Framed):
         super().data_received(data)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._listener.connections.discard(self.transport)
         self._late.cancel()
         for task in self._tasks:
             task.cancel()
