@@ -80,8 +80,11 @@ class Release:
     index: Path
 
 
-def releases(root: Path, num_items: int) -> dict[str, Release]:
-    """Make up models of both sizes, and an index for each, of the same vectors and items."""
+def releases(root: Path, num_items: int, names: Sequence[str] = tuple(TOWERS)) -> dict[str, Release]:
+    """Make up models, and an index for each: "tiny" and "minilm", or "tiny-1" and so on of other weights.
+
+    All have the same vectors and items; those of a number after the name are of other items.
+    """
     from index import World
 
     say(f"making up {num_items:,} items")
@@ -96,14 +99,22 @@ def releases(root: Path, num_items: int) -> dict[str, Release]:
     items = items.add_column(0, "item_id", pa.array([f"item-{number:08d}" for number in range(num_items)]))
     tokens = Tokens.train([*(item.title for item in shop.items), *asked], TOWERS["tiny"].vocabulary)
     build = Build(vectors, items, world.queries(vectors, 256))
-    models = {name: model(root, name, tokens, asked) for name in TOWERS}
-    return {name: Release(f"bench-{name}", folder, build.place(root, folder)) for name, folder in models.items()}
+    models = {name: model(root, name, tokens, asked) for name in names}
+    return {
+        name: Release(f"bench-{name}", folder, build.place(root, folder, numbered(name)))
+        for name, folder in models.items()
+    }
+
+
+def numbered(name: str) -> int:
+    """The number after a release's name; 0 where there is none."""
+    return int(name.partition("-")[2] or 0)
 
 
 def model(root: Path, name: str, tokens: Tokens, asked: Sequence[str]) -> Path:
     """Make a model of random weights, whose queries lie around the origin, as a trained one's do."""
-    torch.manual_seed(0)
-    made = Model(TwoTower(TOWERS[name], tokens.size), tokens)
+    torch.manual_seed(numbered(name))
+    made = Model(TwoTower(TOWERS[name.partition("-")[0]], tokens.size), tokens)
     with torch.no_grad():
         hidden = [made.towers.query(made._tensor(tokens.ids([query], 16))).pooled_BD[0] for query in asked]
         made.towers.query.project.bias -= torch.stack(hidden).mean(dim=0)
@@ -134,8 +145,8 @@ class Build:
             )
             return tuning.cheapest(tuning.settings(design, [path]), 0.99).effort
 
-    def place(self, root: Path, model: Path) -> Path:
-        """Write the index of a model; returns its folder."""
+    def place(self, root: Path, model: Path, shift: int = 0) -> Path:
+        """Write the index of a model, each vector that of the item `shift` further on; returns its folder."""
         key = artifacts.read(model, "model", verify=False).key
         inputs, settings = {"model": key, "triplets": "made up"}, {"items": len(self._vectors)}
         with artifacts.draft(root, "index", settings, inputs) as draft:
@@ -143,7 +154,7 @@ class Build:
             names = [f"segment-{number:05d}" for number in range(NUM_SEGMENTS)]
             for number, name in enumerate(names):
                 own = self._items.take(pa.array(np.arange(number, len(self._vectors), NUM_SEGMENTS)))
-                vectors = self._vectors[number::NUM_SEGMENTS]
+                vectors = np.roll(self._vectors, -shift, axis=0)[number::NUM_SEGMENTS]
                 segments.write(draft.folder / name, vectors, own, self._empty, "bench")
             segments.tell(draft, names, self._effort)
         return artifacts.place(root, "index", artifacts.key("index", settings, inputs))

@@ -1,6 +1,5 @@
 """The compiled query encoder gives the trained model's vectors, or none."""
 
-import asyncio
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests import test_towers
+from tests.fakes import FakeSwitch, deployed, release, run
 
 from askew import artifacts, compiled
 from askew.compiled import CANARIES, CompiledEncoder
@@ -154,11 +154,12 @@ def test_a_replica_whose_encoder_differs_is_never_ready(monkeypatch: pytest.Monk
         model().save(draft.folder)
     folder, threads = artifacts.place(tmp_path, "model", artifacts.key("model", {}, {})), torch.get_num_threads()
     try:
-        vectors = asyncio.run(Encoder(str(folder)).encode(["red mug", "cap"], []))
+        switch = FakeSwitch(one := release(model=str(folder)))
+        vectors = run(deployed(Encoder, switch, 0.02).encode(one.key, ["red mug", "cap"], []))
         assert torch.get_num_threads() == 1
         monkeypatch.setattr(compiled, "indexed_queries", turned)
-        with pytest.raises(ArtifactError):
-            Encoder(str(folder))
+        with pytest.raises(RuntimeError, match=r"was not loaded: .*within a cosine of 0\.999"):
+            deployed(Encoder, FakeSwitch(one), 0.02)
     finally:
         torch.set_num_threads(threads)
     assert (cosines(vectors, model().queries(["red mug", "cap"])) >= 0.999).all()

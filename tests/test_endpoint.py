@@ -38,9 +38,10 @@ class FakeSearcher:
 
     busy = False
 
-    release = messages.Release(
-        model=messages.Served(name="towers", version="3"), model_key="m", index_key="i", items=9, shards=2
-    )
+    release = messages.ReleaseResponse(
+        model=messages.Served(name="towers", version="3"), model_key="m", index_key="i", items=9, shards=2,
+        since="2026-11-26T00:00:00Z",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
@@ -56,7 +57,9 @@ class FakeSearcher:
             raise self.error
         hit = {**HIT, "explanation": EXPLANATION} if ask.explain else HIT
         missing = 0.25 * (2 - self.answered)
-        return Answer([hit], self.answered, {"waiting": 0.1, "encoding": 0.2, "searching": 0.3004}, missing)
+        return Answer(
+            [hit], self.answered, {"waiting": 0.1, "encoding": 0.2, "searching": 0.3004}, self.release, missing
+        )
 
     async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
         self.calls.append((item_id, 0))

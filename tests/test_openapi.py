@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from askew import endpoint, refusals
 from askew.endpoint import Answer, Ask
-from askew.messages import Release, Served
+from askew.messages import ReleaseResponse, Served
 
 HIT = {"item_id": "7", "score": 0.5, "title": "Red mug", "fields": {"price": 4, "tags": ["mug"]}}
 
@@ -25,10 +25,12 @@ class Shop:
 
     busy = False
 
-    release = Release(model=Served(name="towers", version="3"), model_key="m", index_key="i", items=9, shards=2)
+    release = ReleaseResponse(
+        model=Served(name="towers", version="3"), model_key="m", index_key="i", items=9, shards=2, since="now"
+    )
 
     async def search(self, ask: Ask) -> Answer:
-        return Answer([HIT][: ask.k], 2, {"waiting": 0.0})
+        return Answer([HIT][: ask.k], 2, {"waiting": 0.0}, self.release)
 
     async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
         if item_id != "7":

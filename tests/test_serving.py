@@ -1,13 +1,11 @@
 """Which release is served, and what the ingress makes of parts that are late or dead; the flow test serves it."""
 
 import asyncio
-import functools
 import itertools
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from opentelemetry import trace
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 from ray.util.metrics import Counter, Gauge, Histogram, Metric
+from tests.fakes import FakeSwitch, deployed, handle, release, run
 
 from askew import artifacts, segments, telemetry
 from askew.deployments import ShardServer
@@ -27,14 +26,10 @@ from askew.ingress import Ingress
 from askew.live import Live
 from askew.refusals import ForbiddenError, MissingError, RefusedError, UnavailableError
 from askew.registry import Version
+from askew.releases import Release, find
 from askew.segments import Plan
-from askew.serving import Scaling, ServingSettings, find_release
+from askew.serving import Scaling, ServingSettings
 from askew.shards import packed
-from askew.wire import Listener
-
-RELEASE = {
-    "model": {"name": "shop", "version": "3"}, "model_key": "m", "index_key": "i", "items": 10, "shards": 2,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -53,38 +48,43 @@ def version(**tags: str) -> Version:
     )
 
 
+def found(version: Version, num_shards: int) -> Release:
+    return find(version, num_shards, Path("model"))
+
+
 def test_a_release_is_a_version_and_its_own_index(index: Path) -> None:
-    plan, release = find_release(version(index=str(index), model_key="m" * 64), 2)
-    assert (plan.folder, list(plan.segments)) == (index, ["segment-0", "segment-1"])
-    assert (release.model.name, release.model.version, release.items, release.shards) == ("shop", "3", 10, 2)
-    assert release.index_key == artifacts.read(index, "index").key
+    release = found(version(index=str(index), model_key="m" * 64), 2)
+    assert (release.index, release.sizes, release.identity) == (str(index), (5, 5), "r" * 64)
+    told = release.told
+    assert (told.model.name, told.model.version, told.items, told.shards) == ("shop", "3", 10, 2)
+    assert told.index_key == artifacts.read(index, "index").key
 
 
 def test_a_version_without_an_index_is_refused() -> None:
     with pytest.raises(ArtifactError, match="wanted an index of shop version 3; found none; run the index stage"):
-        find_release(version(model_key="m"), 1)
+        found(version(model_key="m"), 1)
 
 
 def test_an_index_of_another_model_is_refused(index: Path) -> None:
     with pytest.raises(ArtifactError, match=r"wanted an index made by model n{12}; found one made by m{12};"):
-        find_release(version(index=str(index), model_key="n" * 64), 1)
+        found(version(index=str(index), model_key="n" * 64), 1)
 
 
 def test_an_index_of_another_release_is_refused(index: Path) -> None:
     tags = {"index": str(index), "model_key": "m" * 64}
-    assert find_release(version(**tags, release="r" * 64), 1)[1].items == 10
+    assert found(version(**tags, release="r" * 64), 1).sizes == (10,)
     with pytest.raises(ArtifactError, match=r"an index of release s{12} in .*; found one of r{12};"):
-        find_release(version(**tags, release="s" * 64), 1)
+        found(version(**tags, release="s" * 64), 1)
 
 
 def test_an_index_that_is_gone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="gone"):
-        find_release(version(index=str(tmp_path / "gone"), model_key="m"), 1)
+        found(version(index=str(tmp_path / "gone"), model_key="m"), 1)
 
 
 def test_more_shards_than_segments_are_refused(index: Path) -> None:
     with pytest.raises(ConfigError, match="at most 2 shards"):
-        find_release(version(index=str(index), model_key="m" * 64), 3)
+        found(version(index=str(index), model_key="m" * 64), 3)
 
 
 @pytest.mark.parametrize("wrong", [{"num_shards": 0}, {"timeout_s": 0}, {"modle": "x"}, {"shard": {"cpus": 1}}])
@@ -131,19 +131,6 @@ def test_the_dashboard_and_the_alerts_show_what_is_measured() -> None:
         assert {"summary", "do"} <= rule["annotations"].keys()
 
 
-SCHEMA = pa.schema([("item_id", pa.string()), ("fields", pa.struct([("colour", pa.string())]))])
-
-
-run = asyncio.Runner().run  # one loop: connections outlive a search
-
-
-def handle(*, wired: Mapping[str, Any] | None = None, **methods: Any) -> Any:
-    """What a deployment's handle looks like: methods that it calls, and where others are answered."""
-    if wired is not None:
-        methods["address"] = functools.partial(Listener(wired).address, "127.0.0.1")
-    return SimpleNamespace(**{name: SimpleNamespace(remote=method) for name, method in methods.items()})
-
-
 def shard(
     *items: tuple[str, float], after_s: float | Iterator[float] = 0, dies: bool = False,
     asked: list[int] | None = None, changes: Iterator[int] | None = None,
@@ -152,7 +139,9 @@ def shard(
     changes = changes or itertools.repeat(0)
     waits = itertools.repeat(after_s) if isinstance(after_s, (int, float)) else after_s
 
-    async def search(vectors: np.ndarray, k: int, wheres: list[str], ids: list[str]) -> tuple[int, list[bytes]]:
+    async def search(
+        key: str, vectors: np.ndarray, k: int, wheres: list[str], ids: list[str]
+    ) -> tuple[int, list[bytes]]:
         if asked is not None:
             asked.append(len(vectors))
         await asyncio.sleep(next(waits))
@@ -167,7 +156,7 @@ def shard(
             answers.append(packed(table, scores, np.full(len(hits), row), len(wheres)))
         return next(changes), answers
 
-    async def item(item_id: str) -> tuple[dict[str, Any], np.ndarray] | None:
+    async def item(key: str, item_id: str) -> tuple[dict[str, Any], np.ndarray] | None:
         await asyncio.sleep(next(waits))
         if dies:
             raise RuntimeError("gone")
@@ -183,7 +172,7 @@ def encoder(
     asked: list[list[str]] | None = None,
     traces: list[int] | None = None,
 ) -> Any:
-    async def encode(queries: list[str], ids: list[str]) -> np.ndarray:
+    async def encode(key: str, queries: list[str], ids: list[str]) -> np.ndarray:
         if asked is not None:
             asked.append(queries)
         if traces is not None:
@@ -196,10 +185,12 @@ def encoder(
     return handle(wired={"encode": encode})
 
 
-def made(*shards: Any, encoder: Any = None, items: Any = None, **how: Any) -> Ingress:
-    settings = {"timeout_s": 30, "cached_results": 0, **how}
-    schema, sizes = SCHEMA.serialize().to_pybytes(), [7, 3][: len(shards)]
-    return Ingress(settings, RELEASE, schema, sizes, encoder or globals()["encoder"](), items or writer(), *shards)
+def made(*shards: Any, encoder: Any = None, items: Any = None, switch: Any = None, **how: Any) -> Ingress:
+    settings = {"timeout_s": 30, "cached_results": 0, "report_every_s": 0.02, **how}
+    switch = switch or FakeSwitch(release(sizes=(7, 3)[: len(shards)]))
+    given = (encoder or globals()["encoder"](), items or writer(), *shards)
+    made: Ingress = deployed(Ingress, switch, *given, first=settings)
+    return made
 
 
 def writer(**methods: Any) -> Any:
@@ -332,7 +323,7 @@ def test_the_same_search_is_answered_from_memory_until_something_changes() -> No
 def test_after_a_change_by_this_endpoint_nothing_from_before_it_is_answered_or_kept() -> None:
     asked: list[int] = []
 
-    async def delete(item_ids: list[str]) -> int:
+    async def delete(key: str, item_ids: list[str]) -> int:
         return 1
 
     ingress = made(
@@ -413,7 +404,7 @@ def test_hits_are_explained_by_what_wrote_them() -> None:
     told = {"text": 0.1, "without_image": 0.2}
     seen: list[Any] = []
 
-    async def explain(query: str, items: list[dict[str, Any]]) -> list[dict[str, float]]:
+    async def explain(key: str, query: str, items: list[dict[str, Any]]) -> list[dict[str, float]]:
         seen.append((query, [item["item_id"] for item in items]))
         return [told for _ in items]
 
@@ -424,7 +415,7 @@ def test_hits_are_explained_by_what_wrote_them() -> None:
 
 
 def test_changes_are_passed_on_where_they_are_allowed_and_their_troubles_told() -> None:
-    async def upsert(items: list[Any]) -> tuple[int, int, list[Any]]:
+    async def upsert(key: str, items: list[Any]) -> tuple[int, int, list[Any]]:
         if items == ["odd"]:
             raise ArtifactError("fields among colour", "size", "leave it out")
         if items == ["slow"]:
@@ -464,12 +455,12 @@ def test_over_real_shards_filters_likeness_and_items(tmp_path: Path) -> None:
             segments.write(draft.folder / f"segment-{n}", vectors[n::4], items.take(rows), None, "release")
         segments.tell(draft, [f"segment-{n}" for n in range(4)])
     folder = artifacts.place(tmp_path, "index", artifacts.key("index", {}, {}))
-    servers = [ShardServer(str(folder), n, 2, "release", 0.01) for n in range(2)]
+    plan = Plan.read(folder)
+    assert "image" not in plan.schema.names
+    switch = FakeSwitch(release(plan.schema, (20, 20), index=str(folder)))
+    servers = [deployed(ShardServer, switch, 0.02, n, 2, 0.01) for n in range(2)]
     handles = [handle(item=server.item, address=server.address) for server in servers]
-    schema = Plan.read(folder).schema
-    assert "image" not in schema.names
-    settings = {"timeout_s": 30, "cached_results": 0}
-    ingress = Ingress(settings, RELEASE, schema.serialize().to_pybytes(), [20, 20], encoder(), writer(), *handles)
+    ingress = made(*handles, switch=switch)
 
     def best(like: int, keep: Any, k: int = 5) -> list[str]:
         order = np.argsort(-vectors @ vectors[like])

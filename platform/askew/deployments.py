@@ -1,5 +1,6 @@
 """Deployments: what runs in the replicas of the endpoint. Plain classes, which `serving` wraps for Ray Serve.
 
+Each holds the releases that it is told to hold, and is asked by a release's key.
 Shapes: B queries, D dimensions, K hits.
 """
 
@@ -7,19 +8,24 @@ import asyncio
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ray.serve.handle import DeploymentHandle
 
 from askew import ann, telemetry
 from askew.compiled import CompiledEncoder
 from askew.errors import ArtifactError
+from askew.holding import Holder
+from askew.items import Items
 from askew.live import Follower
 from askew.models import Model
-from askew.replicas import Wired
+from askew.releases import Release
+from askew.replicas import Replicas, Wired
 
 
 class Encoder(Wired):
@@ -27,19 +33,25 @@ class Encoder(Wired):
 
     answers = ("encode",)
 
-    def __init__(self, model: str, *, gpu: bool = False) -> None:
-        """Compile the query tower. Raises ArtifactError when it differs from the trained one: never ready then."""
+    async def __init__(  # type: ignore[misc]
+        self, switch: DeploymentHandle, report_every_s: float, *, gpu: bool = False
+    ) -> None:
+        """Compile the query tower. Raises when it differs from the trained one: never ready then."""
         torch.set_num_threads(1)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._encoder = CompiledEncoder(Model.load(Path(model), "cuda" if gpu else "cpu"))
+        self._device = "cuda" if gpu else "cpu"
+        self._held = Holder("encoder", self._compiled, _report(switch), report_every_s)
+        await self._held.start()
 
-    async def encode(self, queries: list[str], request_ids: list[str]) -> NDArray[np.float32]:
-        """Encode B queries to (B, D)."""
+    def _compiled(self, release: Release) -> CompiledEncoder:
+        return CompiledEncoder(Model.load(Path(release.model), self._device))
+
+    async def encode(self, key: str, queries: list[str], request_ids: list[str]) -> NDArray[np.float32]:
+        """Encode B queries to (B, D). Raises NotHeldError."""
         started = time.perf_counter()
-        vectors = self._encoder.queries(queries)
-        telemetry.log.debug(
-            "encoded in %.1f ms", 1000 * (time.perf_counter() - started), extra={"request_ids": request_ids}
-        )
+        vectors = self._held[key].queries(queries)
+        ms = 1000 * (time.perf_counter() - started)
+        telemetry.log.debug("encoded in %.1f ms", ms, extra={"request_ids": request_ids})
         return vectors
 
 
@@ -48,52 +60,98 @@ class ShardServer(Wired):
 
     answers = ("search",)
 
-    def __init__(
-        self, index: str, number: int, num_shards: int, release: str, follow_every_s: float, *, gpu: bool = False
+    async def __init__(  # type: ignore[misc]
+        self,
+        switch: DeploymentHandle,
+        report_every_s: float,
+        number: int,
+        num_shards: int,
+        follow_every_s: float,
+        *,
+        gpu: bool = False,
     ) -> None:
+        """Open shard `number` of `num_shards`. Raises ArtifactError when a file of it is damaged: never ready."""
         ann.threads(1)
-        self._follower = Follower(Path(index), number, num_shards, release, gpu=gpu)
-        self._every_s, self._followed = follow_every_s, time.monotonic()
+        self._number, self._num_shards, self._every_s, self._gpu = number, num_shards, follow_every_s, gpu
         self._tags = {"shard": str(number)}
-        self._tell()
+        self._held = Holder(f"shard-{number}", self._opened, _report(switch), report_every_s)
+        await self._held.start()
+
+    def _opened(self, release: Release) -> "Following":
+        follower = Follower(Path(release.index), self._number, self._num_shards, release.identity, gpu=self._gpu)
+        return Following(follower, self._every_s, self._tags)
 
     async def search(
-        self, vectors: NDArray[np.float32], k: int, wheres: list[str], request_ids: list[str]
+        self, key: str, vectors: NDArray[np.float32], k: int, wheres: list[str], request_ids: list[str]
     ) -> tuple[int, list[bytes]]:
         """Find the k best hits for each of B vectors that pass its filter, "" being none.
 
         Returns the last change that is in them, and answers as `shards.merge` takes them, one for all vectors of
-        the same filter.
+        the same filter. Raises NotHeldError.
         """
         started = time.perf_counter()
-        await self._follow()
-        shard, found = self._follower.shard, []
+        follower, found = await self._held[key].follow(), []
         for where in dict.fromkeys(wheres):
             rows = np.array([row for row, one in enumerate(wheres) if one == where])
-            hits = shard.search(vectors[rows], k, json.loads(where) if where else None)
-            found.append(shard.answer(hits, rows, len(vectors)))
+            hits = follower.shard.search(vectors[rows], k, json.loads(where) if where else None)
+            found.append(follower.shard.answer(hits, rows, len(vectors)))
         ms = 1000 * (time.perf_counter() - started)
         telemetry.SHARD_MS.observe(ms, self._tags)
         telemetry.log.debug("searched in %.1f ms", ms, extra={"request_ids": request_ids})
-        return self._follower.last, found
+        return follower.last, found
 
-    async def item(self, item_id: str) -> tuple[dict[str, Any], NDArray[np.float32]] | None:
-        """Return an item's record and its vector, if it is here."""
-        await self._follow()
-        return self._follower.shard.item(item_id)
+    async def item(self, key: str, item_id: str) -> tuple[dict[str, Any], NDArray[np.float32]] | None:
+        """Return an item's record and its vector, if it is here. Raises NotHeldError."""
+        return (await self._held[key].follow()).shard.item(item_id)
 
-    async def _follow(self) -> None:
-        """Take in changes, where some time has passed; open the shard anew if the log has gone on without it."""
-        if time.monotonic() - self._followed < self._every_s:
-            return
+
+class Following:
+    """A shard of a release, which takes in changes as it is searched."""
+
+    def __init__(self, follower: Follower, every_s: float, tags: dict[str, str]) -> None:
+        self._follower, self._every_s, self._tags = follower, every_s, tags
         self._followed = time.monotonic()
-        try:
-            self._follower.follow()
-        except ArtifactError as error:
-            telemetry.log.warning("%s; the shard is opened anew", error)
-            self._follower = await asyncio.to_thread(self._follower.reopened)
         self._tell()
+
+    async def follow(self) -> Follower:
+        """Take in changes, where some time has passed; open the shard anew if the log has gone on without it."""
+        if time.monotonic() - self._followed >= self._every_s:
+            self._followed = time.monotonic()
+            try:
+                self._follower.follow()
+            except ArtifactError as error:
+                telemetry.log.warning("%s; the shard is opened anew", error)
+                self._follower = await asyncio.to_thread(self._follower.reopened)
+            self._tell()
+        return self._follower
 
     def _tell(self) -> None:
         telemetry.SHARD_ITEMS.set(self._follower.shard.size, self._tags)
         telemetry.CHANGE.set(self._follower.last, self._tags)
+
+
+class ItemsServer:
+    """Items that come and go, and what scores are made of."""
+
+    async def __init__(self, switch: DeploymentHandle, report_every_s: float) -> None:  # type: ignore[misc]
+        self._held = Holder("items", self._opened, _report(switch), report_every_s)
+        await self._held.start()
+
+    def _opened(self, release: Release) -> Items:
+        return Items(release.model, release.index, release.identity)
+
+    def upsert(self, key: str, items: Sequence[Mapping[str, Any]]) -> tuple[int, int, list[dict[str, str]]]:
+        """See `Items.upsert`. Raises NotHeldError."""
+        return self._held[key].upsert(items)
+
+    def delete(self, key: str, item_ids: Sequence[str]) -> int:
+        """See `Items.delete`. Raises NotHeldError."""
+        return self._held[key].delete(item_ids)
+
+    def explain(self, key: str, query: str, items: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
+        """See `Items.explain`. Raises NotHeldError."""
+        return self._held[key].explain(query, items)
+
+
+def _report(switch: DeploymentHandle) -> Any:
+    return Replicas(switch.address.remote).method("report")

@@ -24,6 +24,7 @@ from askew.messages import (
     Item,
     Refused,
     Release,
+    ReleaseResponse,
     SearchRequest,
     SearchResponse,
     SimilarRequest,
@@ -60,6 +61,7 @@ class Answer(NamedTuple):
     hits: list[dict[str, Any]]
     answered: int
     took: Mapping[str, float]
+    release: Release
     missing: float = 0.0  # of the catalogue
 
 
@@ -82,8 +84,8 @@ class Searcher(Protocol):
         """Delete products; returns the change's number. Raises as `upsert`."""
 
     @property
-    def release(self) -> Release:
-        """What is served."""
+    def release(self) -> ReleaseResponse:
+        """What is served, and what becomes of what shall be."""
 
     @property
     def busy(self) -> bool:
@@ -103,8 +105,8 @@ def endpoint(searcher: Searcher) -> FastAPI:
     _changes(app, searcher)
 
     @app.get("/release")
-    async def release() -> Release:
-        """Tell which model version and index are served."""
+    async def release() -> ReleaseResponse:
+        """Tell which model version and index are served, and what becomes of the one that shall be."""
         return searcher.release
 
     @app.get("/healthz")
@@ -116,8 +118,8 @@ def endpoint(searcher: Searcher) -> FastAPI:
     async def readyz() -> dict[str, str]:
         """Tell that a search is answered by every shard now."""
         found = await searcher.search(Ask(query="ready", k=1, fresh=True))
-        if found.answered < searcher.release.shards:
-            raise UnavailableError(f"{found.answered} of {searcher.release.shards} shards answer")
+        if found.answered < found.release.shards:
+            raise UnavailableError(f"{found.answered} of {found.release.shards} shards answer")
         return {"status": "ready"}
 
     return app
@@ -149,7 +151,8 @@ class Direct(APIRoute):
 def _searches(app: FastAPI, searcher: Searcher) -> None:
     async def answered(wanted: Wanted, ask: Ask) -> dict[str, Any]:
         started = time.perf_counter()
-        found, release = await searcher.search(ask), searcher.release
+        found = await searcher.search(ask)
+        release = found.release
         if wanted.require_full and found.answered < release.shards:
             raise UnavailableError(f"{found.answered} of {release.shards} shards answered, and all were required")
         return {

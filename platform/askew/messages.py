@@ -199,6 +199,23 @@ class Release(BaseModel):
     shards: int
 
 
+class Candidate(BaseModel):
+    """A version that the alias is on and that is not served: it is being prepared, or was refused."""
+
+    version: str
+    state: str = Field(description="preparing, loading or refused")
+    reasons: list[str]
+
+
+class ReleaseResponse(Release):
+    """What is served, since when and after what, and what becomes of the version that shall be."""
+
+    since: str = Field(description="when it went live, in UTC")
+    previous: str | None = Field(default=None, description="the version before, if it can be returned to at once")
+    candidate: Candidate | None = None
+    note: str = Field(default="", description="what whoever looks after it should know")
+
+
 class Problem(BaseModel):
     """What was wrong with a request, and what to do."""
 

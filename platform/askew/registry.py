@@ -146,6 +146,25 @@ class Registry:
         wanted = f"version or alias {which!r} of model {name!r}"
         raise RegistryError(wanted, found, "train a model, or promote a version")
 
+    def aliased(self, name: str, alias: str) -> Version | None:
+        """Look up the version that an alias is on; None when it is on none."""
+        with self._asked(f"alias {alias!r} of model {name!r}"):
+            try:
+                return _version(self._client.get_model_version_by_alias(_checked(name), alias))
+            except mlflow.MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+                return None
+
+    def file(self, version: Version, path: str, into: Path) -> Path | None:
+        """Stub."""
+        return None
+
+    def describe(self, version: Version, description: str) -> None:
+        """Set the description of a version, which MLflow shows as Markdown."""
+        with self._asked(f"the description of model {version.name!r} version {version.version}"):
+            self._client.update_model_version(version.name, version.version, description)
+
     def download(self, version: Version, into: Path) -> Path:
         """Fetch a version's files into `into`, checked against their manifest; returns the model's folder.
 

@@ -1,9 +1,10 @@
-"""Serve: one autoscaled endpoint over a release, by Ray Serve: ingress → query encoder → one deployment a shard.
+"""Serve: one autoscaled endpoint, by Ray Serve: ingress → query encoder → one deployment a shard.
 
-A release is a model version and the index that it built; one that does not fit together is refused before
-anything is served.
+What is served is a release; beside them stands the switch, which follows the alias in MLflow to the next one. A
+release that does not fit together is refused before anything is served.
 """
 
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -12,14 +13,14 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from ray import serve
 
-from askew import artifacts, messages
+from askew import artifacts, releases
 from askew.config import Settings
-from askew.deployments import Encoder, ShardServer
-from askew.errors import ArtifactError, ConfigError
+from askew.deployments import Encoder, ItemsServer, ShardServer
+from askew.errors import RegistryError
 from askew.ingress import Ingress, IngressSettings
-from askew.items import Items
-from askew.registry import CHAMPION, Registry, Version
-from askew.segments import Plan
+from askew.registry import CHAMPION, Registry
+from askew.releases import Release
+from askew.switching import Switch, SwitchSettings, Watched
 
 
 class Scaling(Settings):
@@ -69,6 +70,7 @@ class ServingSettings(IngressSettings):
     cache: Path | None = None
     num_shards: int = Field(default=2, ge=1)
     follow_every_s: float = Field(default=0.5, gt=0)  # a shard takes in changes at a search, at most so often
+    switch: SwitchSettings = SwitchSettings()
     ingress: Deployment = Deployment(
         max_ongoing_requests=512, max_queued_requests=512, scaling=Scaling(target_ongoing_requests=64)
     )
@@ -79,62 +81,49 @@ class ServingSettings(IngressSettings):
 
 
 def build(settings: ServingSettings) -> serve.Application:
-    """Build the application of a release (called by `serve deploy`).
+    """Build the application (called by `serve deploy`).
 
     Raises RegistryError, ArtifactError or ConfigError when there is no release, or none that fits together.
     """
-    registry = Registry(settings.tracking_uri)
-    version = registry.resolve(settings.model, settings.version)
     cache = settings.cache or Path(tempfile.gettempdir()) / f"askew-models-{os.getuid()}"
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    model = registry.download(version, cache)
-    plan, release = find_release(version, settings.num_shards)
+    content = settings.model_dump(mode="json")
+    watched = Watched(
+        settings.tracking_uri, settings.model, settings.version, str(cache), settings.num_shards,
+        deployed=artifacts.key("endpoint", content, {}),
+    )  # fmt: skip
+    one = settings.items.model_copy(update={"scaling": Scaling(max_replicas=1)})
+    switch = serve.deployment(Switch).options(**one.options("switch")).bind(
+        settings.switch.model_dump(mode="json"), [*watched],
+        first(settings, cache).model_dump(), watches=not settings.version.isdecimal(),
+    )  # fmt: skip
+    every_s = settings.report_every_s
     encoder = serve.deployment(Encoder).options(**settings.encoder.options("encoder"))
+    shard = functools.partial(serve.deployment(ShardServer).options, **settings.shard.options("shard"))
     shards = [
-        serve.deployment(ShardServer)
-        .options(**settings.shard.options(f"shard-{number}"))
-        .bind(
-            str(plan.folder),
-            number,
-            settings.num_shards,
-            plan.release,
-            settings.follow_every_s,
+        shard(name=f"shard-{number}").bind(
+            switch, every_s, number, settings.num_shards, settings.follow_every_s,
             gpu=settings.shard.num_gpus > 0,
         )
         for number in range(settings.num_shards)
-    ]
-    one = settings.items.model_copy(update={"scaling": Scaling(max_replicas=1)})
-    items = serve.deployment(Items).options(**one.options("items"))
+    ]  # fmt: skip
+    items = serve.deployment(ItemsServer).options(**one.options("items"))
     ingress = serve.deployment(serve.ingress()(Ingress)).options(**settings.ingress.options("ingress"))
     return ingress.bind(
-        settings.model_dump(include=set(IngressSettings.model_fields)), release.model_dump(),
-        plan.schema.serialize().to_pybytes(), sizes(plan, settings.num_shards),
-        encoder.bind(str(model), gpu=settings.encoder.num_gpus > 0),
-        items.bind(str(model), str(plan.folder), plan.release), *shards,
+        settings.model_dump(include=set(IngressSettings.model_fields)), switch,
+        encoder.bind(switch, every_s, gpu=settings.encoder.num_gpus > 0), items.bind(switch, every_s), *shards,
     )  # fmt: skip
 
 
-def sizes(plan: Plan, num_shards: int) -> list[int]:
-    """How many items each shard has, without what changed since the index was built."""
-    of = {one["name"]: int(one["items"]) for one in plan.details["segments"]}
-    return [sum(of[name] for name in plan.share(number, num_shards)) for number in range(num_shards)]
-
-
-def find_release(version: Version, num_shards: int) -> tuple[Plan, messages.Release]:
-    """Find a version's index, and the release that both make."""
-    folder = version.index
-    manifest = artifacts.read(folder, "index", verify=False)
-    if (made_by := manifest.inputs["model"]) != (key := version.tags.get("askew.model_key", "")):
-        raise ArtifactError(
-            f"an index made by model {key[:12]}", f"one made by {made_by[:12]}", "run the index stage"
-        )
-    plan = Plan.read(folder, version.tags.get("askew.release"))
-    if num_shards > len(plan.segments):
-        raise ConfigError(
-            f"at most {len(plan.segments)} shards, one a segment", str(num_shards), "lower num_shards"
-        )
-    release = messages.Release(
-        model=messages.Served(name=version.name, version=version.version),
-        model_key=key, index_key=manifest.key, items=manifest.counts["items"], shards=num_shards,
-    )  # fmt: skip
-    return plan, release
+def first(settings: ServingSettings, cache: Path) -> Release:
+    """Find the release that an endpoint starts with: that of the alias, or what was served last without MLflow."""
+    try:
+        registry = Registry(settings.tracking_uri)
+        version = registry.resolve(settings.model, settings.version)
+        return releases.find(version, settings.num_shards, registry.download(version, cache))
+    except RegistryError as error:
+        kept = releases.remembered(cache / f"served-{settings.switch.endpoint}.json")
+        if kept is None or kept.now.name != settings.model or len(kept.now.sizes) != settings.num_shards:
+            raise
+        print(f"askew: warning: {error}; version {kept.now.version}, which was served last, is served", flush=True)
+        return kept.now

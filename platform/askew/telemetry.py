@@ -51,3 +51,6 @@ class Warner:
         if time.monotonic() - self._last.get(what, float("-inf")) >= self._every_s:
             self._last[what] = time.monotonic()
             log.warning("%s (%d times)", message, self._times.pop(what), extra=extra)
+
+
+warner = Warner()

@@ -1,0 +1,115 @@
+"""Holding: a replica has the releases in memory that it is told to have, and says which it has.
+
+What is asked of it names the release, so that an answer comes from that one or from none. A release is loaded in a
+thread beside those that are served, and let go of when nobody can ask for it any more. Knows nothing of what is
+loaded, or of who decides.
+"""
+
+import asyncio
+import contextvars
+import os
+import threading
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from askew import telemetry
+from askew.releases import Release
+
+H = TypeVar("H")
+Report = Callable[..., Awaitable[Mapping[str, Any]]]
+GRACE_S = 5.0  # what is let go of is still there for so long, for searches that are under way
+PATIENCE_S = 30.0  # of one report
+NICE = 19  # of threads that load
+
+
+class NotHeldError(Exception):
+    """The release that was asked for is not in memory here."""
+
+
+class Holder(Generic[H]):
+    """The releases that a replica has in memory."""
+
+    def __init__(self, kind: str, load: Callable[[Release], H], report: Report, every_s: float) -> None:
+        """Take what kind of replica it is, what loads a release, and what takes its reports and tells orders."""
+        self._kind, self._load, self._report, self._every_s = kind, load, report, every_s
+        self._id = uuid.uuid4().hex
+        self._held: dict[str, H] = {}
+        self._failed: dict[str, str] = {}
+        self._leaving: dict[str, float] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.orders: Mapping[str, Any] = {}
+        self.seen: Callable[[], Mapping[str, Any]] = dict  # what is told of searches, with every report
+
+    async def start(self) -> None:
+        """Load what is served, and from now on what is told. Raises what loading it raised."""
+        while not self.orders:
+            await self._ask()
+            if not self.orders:
+                await asyncio.sleep(self._every_s)
+        await self._hold([one for one in self._told() if one.key == self.orders["serve"]])
+        if self.orders["serve"] not in self._held:
+            raise RuntimeError(f"release {self.orders['serve']} was not loaded: {self._failed}")
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._follow(), context=contextvars.Context())
+
+    def __getitem__(self, key: str) -> H:
+        """Return a release that is in memory. Raises NotHeldError."""
+        try:
+            return self._held[key]
+        except KeyError:
+            raise NotHeldError(f"release {key} is not in memory here") from None
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._held
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                await self._ask()
+                await self._hold(self._told())
+                self._let_go()
+            except Exception:
+                telemetry.log.exception("holding releases")
+
+    async def _ask(self) -> None:
+        """Report, and take orders; without an answer the last ones stand."""
+        deadline = asyncio.get_running_loop().time() + PATIENCE_S
+        report = (self._kind, self._id, list(self._held), dict(self._failed), dict(self.seen()))
+        try:
+            async with asyncio.timeout_at(deadline):
+                self.orders = await self._report(*report, deadline=deadline)
+        except Exception as error:  # whatever became of it, it is up again some time
+            telemetry.log.debug("no orders: %s", error)
+
+    def _told(self) -> list[Release]:
+        return [Release.model_validate(one) for one in self.orders["hold"]]
+
+    async def _hold(self, wanted: list[Release]) -> None:
+        keys = {one.key for one in wanted}
+        self._failed = {key: why for key, why in self._failed.items() if key in keys}
+        for one in wanted:
+            self._leaving.pop(one.key, None)
+            if one.key in self._held or one.key in self._failed:
+                continue
+            try:
+                self._held[one.key] = await asyncio.to_thread(self._loaded, one)
+                telemetry.log.info("release %s is in memory", one.key)
+            except Exception as error:
+                self._failed[one.key] = f"{type(error).__name__}: {error}"
+                telemetry.log.warning("release %s was not loaded: %s", one.key, self._failed[one.key])
+
+    def _loaded(self, release: Release) -> H:
+        """Load in this thread, behind all that is being answered."""
+        if self._held:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        return self._load(release)
+
+    def _let_go(self) -> None:
+        now = asyncio.get_running_loop().time()
+        told = {one.key for one in self._told()}
+        for key in set(self._held) - told:
+            if now - self._leaving.setdefault(key, now) > GRACE_S:
+                del self._held[key], self._leaving[key]
+                telemetry.log.info("release %s was let go of", key)

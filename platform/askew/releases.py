@@ -1,0 +1,99 @@
+"""Releases: a model version and the index that it built, which are served as one or not at all."""
+
+from pathlib import Path
+
+from pydantic import ConfigDict, ValidationError
+
+from askew import artifacts
+from askew.config import Settings
+from askew.errors import ArtifactError, ConfigError
+from askew.messages import Release as Told
+from askew.messages import Served
+from askew.registry import MODEL_KEY, Version
+from askew.segments import Plan
+
+INDEX, RELEASE = "askew.index", "askew.release"  # a version's tags: its index's folder and release identity
+
+
+class Release(Settings):
+    """What replicas load to serve it."""
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    name: str
+    version: str
+    model: str  # the folder of the model artifact
+    index: str  # the folder of the index artifact
+    identity: str  # of all that a vector and a hit depend on
+    model_key: str
+    index_key: str
+    sizes: tuple[int, ...]  # items of each shard, without what changed since the index was built
+    schema_: bytes  # of the items, as Arrow writes it
+
+    @property
+    def key(self) -> str:
+        """What tells it from any other: short, and readable in logs."""
+        return f"{self.version}-{self.index_key[:12]}"
+
+    @property
+    def told(self) -> Told:
+        """What the endpoint says of it."""
+        return Told(
+            model=Served(name=self.name, version=self.version), model_key=self.model_key,
+            index_key=self.index_key, items=sum(self.sizes), shards=len(self.sizes),
+        )  # fmt: skip
+
+    def is_of(self, version: Version) -> bool:
+        """Whether it is this version with the index that the version has now."""
+        return (self.version, self.index) == (version.version, version.tags.get(INDEX))
+
+
+def find(version: Version, num_shards: int, model: Path) -> Release:
+    """Find the release of a version whose files are in `model`.
+
+    Raises ArtifactError when it has no index, or one that is not its own; ConfigError when there are fewer
+    segments than shards.
+    """
+    folder = version.index
+    manifest = artifacts.read(folder, "index", verify=False)
+    if (made_by := manifest.inputs["model"]) != (key := version.tags.get(MODEL_KEY, "")):
+        raise ArtifactError(
+            f"an index made by model {key[:12]}", f"one made by {made_by[:12]}", "run the index stage"
+        )
+    plan = Plan.read(folder, version.tags.get(RELEASE))
+    if num_shards > len(plan.segments):
+        raise ConfigError(
+            f"at most {len(plan.segments)} shards, one a segment", str(num_shards), "lower num_shards"
+        )
+    return Release(
+        name=version.name, version=version.version, model=str(model), index=str(folder), identity=plan.release,
+        model_key=key, index_key=manifest.key, sizes=_sizes(plan, num_shards),
+        schema_=plan.schema.serialize().to_pybytes(),
+    )  # fmt: skip
+
+
+def _sizes(plan: Plan, num_shards: int) -> tuple[int, ...]:
+    of = {one["name"]: int(one["items"]) for one in plan.details["segments"]}
+    return tuple(sum(of[name] for name in plan.share(number, num_shards)) for number in range(num_shards))
+
+
+class Kept(Settings):
+    """What a deployment of an endpoint serves, as it is kept on disk: the release, and the one before it."""
+
+    deployed: str
+    now: Release
+    before: Release | None = None
+
+
+def remembered(path: Path, deployed: str | None = None) -> Kept | None:
+    """Read what was served last, by that deployment or by any; None when nothing was, or it can't be read."""
+    try:
+        kept = Kept.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return kept if deployed in (None, kept.deployed) else None
+
+
+def remember(path: Path, now: Release, before: Release | None, deployed: str) -> None:
+    """Write what is served, in the place of what was."""
+    artifacts.write_text(path, Kept(deployed=deployed, now=now, before=before).model_dump_json(indent=1))

@@ -1,0 +1,234 @@
+"""Searching in one release: the encoder and all shards behind; what they answer in time, merged.
+
+Queries that come while others are under way go on together, in one call to the encoder and one to each shard. What
+is asked again within seconds is answered from memory, as long as nothing changed. Each call names the release, so
+that no answer is of two.
+Shapes: B queries, D dimensions, K hits.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from cachetools import LRUCache, TTLCache
+from numpy.typing import NDArray
+from opentelemetry.context import Context, attach, get_current
+from pydantic import Field
+
+from askew import filters, telemetry
+from askew.calls import AwayError, Caller
+from askew.coalescing import Coalescer, FullError
+from askew.config import Settings
+from askew.endpoint import Answer, Ask
+from askew.refusals import MissingError, UnavailableError
+from askew.releases import Release
+from askew.shards import merge
+
+EXPLAINED = 10  # the first so many hits
+Key = tuple[str, int, str]  # a query, how many hits, its filter in canonical form
+
+
+class SearchSettings(Settings):
+    """How long it waits, how much at once, and what it keeps in memory."""
+
+    timeout_s: float = Field(default=2.0, gt=0)  # past it, what the other shards have is a degraded answer
+    max_batch: int = Field(default=64, ge=1)  # queries that the ingress sends on together
+    max_calls: int = Field(default=2, ge=1)  # such batches under way at once, from each of its replicas
+    max_waiting: int = Field(default=256, ge=1)  # queries that wait there; further ones get a 503
+    cached_queries: int = Field(default=10_000, ge=0)  # whose vectors each replica of the ingress keeps
+    cached_results: int = Field(default=10_000, ge=0)  # searches whose hits it keeps,
+    cached_results_s: float = Field(default=10.0, gt=0)  # for so long, unless an item is changed before
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is called: the encoder, what explains, and of each shard what searches and what tells of an item."""
+
+    encode: Caller[NDArray[np.float32]]
+    explain: Caller[list[dict[str, float | None]]]
+    search: Sequence[Caller[tuple[int, list[bytes]]]]
+    item: Sequence[Caller[tuple[dict[str, Any], NDArray[np.float32]] | None]]
+
+
+class Question(NamedTuple):
+    """What is asked together with others: the vector is that of an item, if it is known before."""
+
+    ask: Ask
+    where: str
+    vector: NDArray[np.float32] | None
+    trace: Context  # OpenTelemetry's, of the request
+
+
+class Found(NamedTuple):
+    """What came of a question: its answer, and the last change that all shards had taken in."""
+
+    answer: Answer
+    change: int
+
+
+class Search:
+    """Searches in a release."""
+
+    def __init__(self, settings: SearchSettings, release: Release, parts: Parts) -> None:
+        self._settings, self.release, self._parts = settings, release, parts
+        self.told = release.told
+        self._schema = pa.ipc.read_schema(pa.BufferReader(release.schema_))
+        self._vectors: LRUCache[str, NDArray[np.float32]] = LRUCache(settings.cached_queries)
+        self._results: TTLCache[Key, Answer] = TTLCache(settings.cached_results, settings.cached_results_s)
+        self._change = -1
+        self._together = Coalescer(
+            self._answered, common=(UnavailableError,), max_batch=settings.max_batch,
+            max_calls=settings.max_calls, max_waiting=settings.max_waiting,
+        )  # fmt: skip
+
+    @property
+    def full(self) -> bool:
+        """Whether another search would be refused."""
+        return self._together.full
+
+    async def search(self, ask: Ask) -> Answer:
+        """Search for a text, or for what is like an item, with what else waits.
+
+        Raises UnavailableError when there is no answer in time, or when so many wait that there would be none;
+        DataError for a filter that does not fit the items' fields; MissingError when the item is not there.
+        """
+        started, where = time.perf_counter(), ""
+        if ask.where is not None:
+            filters.check(ask.where, self._schema)
+            where = filters.canonical(ask.where)
+        key = (ask.query, ask.k, where)
+        keeps = bool(ask.query) and not ask.explain and not ask.fresh and self._settings.cached_results > 0
+        kept = self._results.get(key) if keeps else None
+        if keeps:
+            telemetry.add(telemetry.CACHED, 1, cache="results", found="no" if kept is None else "yes")
+        if kept is not None:
+            return kept._replace(took={"cached": 1000 * (time.perf_counter() - started)})
+        timeout_s = ask.timeout_s or 2 * self._settings.timeout_s  # to wait, and to be done
+        try:
+            async with asyncio.timeout(timeout_s):
+                vector = (await self.found(ask.like))[1] if ask.like else None
+                answer, change = await self._together.ask(Question(ask, where, vector, get_current()))
+                hits = [hit for hit in answer.hits if hit["item_id"] != ask.like][: ask.k]
+                if ask.explain:
+                    hits = await self._explained(ask.query, hits)
+        except FullError as error:
+            raise UnavailableError(f"too many searches at once: {error}") from error
+        except TimeoutError as error:
+            raise UnavailableError(f"no answer within {timeout_s:g} s") from error
+        waited = 1000 * (time.perf_counter() - started) - sum(answer.took.values())
+        answer = answer._replace(hits=hits, took={"waiting": waited, **answer.took})
+        if keeps and answer.answered == len(self._parts.search):
+            self._keep(key, answer, change)
+        return answer
+
+    def _keep(self, key: Key, answer: Answer, change: int) -> None:
+        """Keep an answer of all shards, unless it is from before a change that is known."""
+        self.forget(change)
+        if change == self._change:
+            self._results[key] = answer
+
+    def forget(self, change: int) -> None:
+        """Let go of what was kept from before a change."""
+        if change > self._change:
+            self._results.clear()
+            self._change = change
+
+    async def _answered(self, asked: Sequence[Question]) -> list[Found]:
+        """Answer questions that came together: one call to the encoder, and one to each shard.
+
+        Each gets as many hits as any of them wants. In traces the calls stand under the first request.
+        """
+        attach(asked[0].trace)
+        deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
+        times = [time.perf_counter()]
+        telemetry.BATCH.observe(len(asked))
+        telemetry.WAITING.set(self._together.waiting)
+        vectors = await self._vectors_of(asked, deadline)
+        times.append(time.perf_counter())
+        k = max(question.ask.k + bool(question.ask.like) for question in asked)
+        wheres = [question.where for question in asked]
+        ids = [question.ask.request_id for question in asked]
+        calls = (
+            caller.ask(self.release.key, vectors, k, wheres, ids, deadline=deadline)
+            for caller in self._parts.search
+        )
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        for number, one in enumerate(found):
+            if isinstance(one, BaseException):
+                telemetry.add(telemetry.MISSED, 1, shard=str(number))
+                told = f"shard-{number} did not answer: {type(one).__name__} {one}"
+                telemetry.warner.warn(f"shard-{number}", told, request_ids=ids)
+        answers = [one for one in found if not isinstance(one, BaseException)]
+        if not answers:
+            raise UnavailableError("no shard answered")
+        merged = merge([part for _, parts in answers for part in parts], k)
+        times.append(time.perf_counter())
+        took = dict(zip(("encoding", "searching"), (1000 * np.diff(times)).tolist(), strict=True))
+        for part, ms in took.items():
+            telemetry.SEARCH_MS.observe(ms, {"part": part})
+        lost = sum(n for n, one in zip(self.release.sizes, found, strict=True) if isinstance(one, BaseException))
+        missing, change = lost / max(sum(self.release.sizes), 1), min(change for change, _ in answers)
+        return [Found(Answer(hits, len(answers), took, self.told, missing), change) for hits in merged]
+
+    async def _vectors_of(self, asked: Sequence[Question], deadline: float) -> NDArray[np.float32]:
+        """The vectors of B questions, (B, D)."""
+        queries = [question.ask.query for question in asked if question.vector is None]
+        try:
+            ids = [question.ask.request_id for question in asked]
+            encoded = iter(await self._encoded(queries, ids, deadline) if queries else ())
+        except (TimeoutError, AwayError) as error:
+            raise UnavailableError("the query encoder did not answer in time") from error
+        except Exception as error:
+            if len(queries) > 1:  # which of them it was, is found out by asking each alone
+                raise
+            raise UnavailableError(f"the query encoder did not answer ({type(error).__name__})") from error
+        return np.stack([next(encoded) if one.vector is None else one.vector for one in asked])
+
+    async def _encoded(self, queries: Sequence[str], ids: Sequence[str], deadline: float) -> NDArray[np.float32]:
+        """Encode B queries to (B, D), those alone whose vectors are not kept; each of them once."""
+        known = {query: self._vectors.get(query) for query in queries}
+        unknown = [query for query, vector in known.items() if vector is None]
+        for found, count in (("yes", len(known) - len(unknown)), ("no", len(unknown))):
+            telemetry.add(telemetry.CACHED, count, cache="vectors", found=found)
+        if unknown:
+            fresh = dict(
+                zip(
+                    unknown,
+                    await self._parts.encode.ask(self.release.key, unknown, ids, deadline=deadline),
+                    strict=True,
+                )
+            )
+            known |= fresh
+            if self._vectors.maxsize:
+                self._vectors.update(fresh)
+        return np.stack([vector for query in queries if (vector := known[query]) is not None])
+
+    async def _explained(self, query: str, hits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Hits with what their score is made of, the first few."""
+        found = await asyncio.gather(*(self.found(hit["item_id"]) for hit in hits[:EXPLAINED]))
+        records = [record for record, _ in found]
+        deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
+        try:
+            ask = self._parts.explain.ask(self.release.key, query, records, deadline=deadline)
+            told = await ask if records else []
+        except Exception as error:
+            raise UnavailableError(f"what explains hits did not answer ({type(error).__name__})") from error
+        return [
+            {**hit, "explanation": told[place] if place < len(told) else None} for place, hit in enumerate(hits)
+        ]
+
+    async def found(self, item_id: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
+        """Find the record and the vector of an item. Raises MissingError, UnavailableError."""
+        deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
+        calls = (caller.ask(self.release.key, item_id, deadline=deadline) for caller in self._parts.item)
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        for one in found:
+            if isinstance(one, tuple):
+                return one
+        if any(isinstance(one, BaseException) for one in found):
+            raise UnavailableError("a shard that may have it did not answer")
+        raise MissingError(f"there is no product {item_id!r}")

@@ -1,0 +1,336 @@
+"""Switching: the alias in MLflow says which release shall be live, and this makes it so, or says why not.
+
+A version that the alias comes to is fetched, checked at the gates, loaded by every replica beside the one that is
+live, and only then all requests go to it: none fails, and no answer is of two. What was live before stays in
+memory for a while, to be returned to at once: when the alias is set back, or when the new one fails in its first
+minutes. What is live is written to disk before anyone hears of it, so that this process may die at any point.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from askew import gates, releases, telemetry
+from askew.config import Settings
+from askew.errors import AskewError, RegistryError
+from askew.gates import GateSettings, Verdict
+from askew.registry import Registry, Version
+from askew.releases import Release
+from askew.replicas import Wired
+
+FORCE, BY = "askew.force", "askew.promoted_by"  # a version's tags, set by who promotes it
+EVALUATION = "evaluation/queries.parquet"
+AWAY_S = 3.0  # a replica that has not reported for so long is not waited for
+RETRY_S = 30.0  # after which a preparation is tried again that failed by MLflow or the disk
+EVENTS = 200  # that wait for MLflow; older ones are dropped
+
+
+class SwitchSettings(Settings):
+    """When a release goes live, and when the one before it comes back."""
+
+    watch_every_s: float = Field(default=1.0, gt=0)  # so often MLflow is asked which version bears the alias
+    previous_s: float = Field(default=600.0, ge=0)  # so long the release before stays in memory
+    load_timeout_s: float = Field(default=300.0, gt=0)  # in which every replica must have loaded a release
+    gates: GateSettings = GateSettings()
+    watched_s: float = Field(default=120.0, ge=0)  # so long after a switch the release before comes back, when
+    max_failed: float = Field(default=0.02, ge=0, le=1)  # a greater share of searches fails,
+    max_slower: float = Field(default=3.0, ge=1)  # or p99 is so many times that of the release before,
+    least_searches: int = Field(default=100, ge=1)  # of at least so many
+    endpoint: str = "search"  # what tags and runs in MLflow call this endpoint
+
+
+class Watched(NamedTuple):
+    """What is watched, and where it is kept: of one endpoint."""
+
+    uri: str
+    model: str
+    alias: str
+    cache: str
+    num_shards: int
+    deployed: str  # tells deployments of this endpoint apart: a new one starts on what it was given
+
+
+class Replica(NamedTuple):
+    """The last report of a replica."""
+
+    kind: str
+    at: float
+    held: frozenset[str]
+    failed: Mapping[str, str]
+    seen: Mapping[str, Mapping[str, float]]
+
+
+class RefusedReleaseError(Exception):
+    """A release that may not be served, with what its gates say."""
+
+    def __init__(self, verdicts: Sequence[Verdict]) -> None:
+        super().__init__("; ".join(one.told for one in verdicts))
+        self.verdicts = verdicts
+
+
+class Switch(Wired):
+    """Decides which release is live, and which the replicas hold."""
+
+    answers = ("report",)
+
+    async def __init__(  # type: ignore[misc]
+        self, settings: Mapping[str, Any], watched: Sequence[Any], start: Mapping[str, Any], watches: bool
+    ) -> None:
+        """Take what is live at first; `watches` is false where a version is named by its number."""
+        self._settings, self._watched = SwitchSettings.model_validate(settings), Watched(*watched)
+        self._cache = Path(self._watched.cache)
+        self._path = self._cache / f"served-{self._settings.endpoint}.json"
+        kept = releases.remembered(self._path, self._watched.deployed)
+        self._live, self._before = (kept.now, kept.before) if kept else (Release.model_validate(start), None)
+        self._since, self._note = datetime.now(UTC), ""
+        self._candidate: tuple[Version, str] | None = None  # and what becomes of it
+        self._loading: Release | None = None
+        self._refused: dict[str, tuple[float, str]] = {}  # by version and index: until when, and why
+        self._replicas: dict[str, Replica] = {}
+        self._events: deque[Callable[[Registry], None]] = deque(maxlen=EVENTS)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._switching: asyncio.Task[None] | None = None
+        self._registry: Registry | None = None
+        self._remember()
+        self._start(self._watching()) if watches else None
+
+    # --- replicas --------------------------------------------------------------------------------
+
+    async def report(
+        self, kind: str, who: str, held: Sequence[str], failed: Mapping[str, str], seen: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Take a replica's report of what it holds; returns what it shall hold, and which of these is live."""
+        self._replicas[who] = Replica(kind, time.monotonic(), frozenset(held), failed, seen)
+        held_ = {one.key: one for one in (self._live, self._before, self._loading) if one is not None}
+        return {
+            "serve": self._live.key, "told": self._told(),
+            "hold": [one.model_dump() for one in held_.values()],
+        }  # fmt: skip
+
+    def _told(self) -> dict[str, Any]:
+        candidate = None
+        if self._candidate:
+            version, state = self._candidate
+            candidate = {"version": version.version, "state": state, "reasons": []}
+            if why := self._why(version):
+                candidate |= {"state": "refused", "reasons": why.split("; ")}
+        before = self._before.version if self._before else None
+        return {
+            "since": f"{self._since:%Y-%m-%dT%H:%M:%SZ}", "previous": before, "candidate": candidate,
+            "note": self._note,
+        }  # fmt: skip
+
+    def _reported(self) -> list[Replica]:
+        """The replicas that live, as far as is known."""
+        late = time.monotonic() - AWAY_S
+        self._replicas = {who: one for who, one in self._replicas.items() if one.at > late}
+        return list(self._replicas.values())
+
+    def _holds(self, key: str) -> bool:
+        """Whether all replicas hold a release, of every kind at least one. Raises RuntimeError when one can't."""
+        replicas = self._reported()
+        for one in replicas:
+            if key in one.failed:
+                raise RuntimeError(f"{one.kind} could not load it: {one.failed[key]}")
+        kinds = {"ingress", "encoder", "items", *(f"shard-{n}" for n in range(self._watched.num_shards))}
+        return kinds <= {one.kind for one in replicas} and all(key in one.held for one in replicas)
+
+    # --- the alias -------------------------------------------------------------------------------
+
+    async def _watching(self) -> None:
+        while True:
+            try:
+                await self._look()
+                self._note = ""
+            except RegistryError as error:  # what is live stays so
+                self._registry, self._note = None, f"MLflow: {error}"
+                telemetry.warner.warn("mlflow", self._note)
+            except Exception:
+                telemetry.log.exception("watching the alias")
+            await asyncio.sleep(self._settings.watch_every_s)
+
+    async def _look(self) -> None:
+        """See which version bears the alias, and begin to switch to it where it is another one."""
+        self._registry = registry = await asyncio.to_thread(self._reached)
+        while self._events:
+            await asyncio.to_thread(self._events[0], registry)
+            self._events.popleft()
+        wanted = await asyncio.to_thread(registry.aliased, self._watched.model, self._watched.alias)
+        busy = self._switching is not None and not self._switching.done()
+        if wanted is None or self._live.is_of(wanted):
+            if busy and self._switching:
+                self._switching.cancel()  # the alias was set back, or taken away
+            self._candidate = None
+            self._refused.clear()  # a version is tried again when the alias comes to it again
+        elif busy and self._candidate and _same(self._candidate[0], wanted):
+            pass
+        elif self._why(wanted) is None or self._forced_since(wanted):
+            if busy and self._switching:
+                self._switching.cancel()
+            self._candidate = wanted, "preparing"
+            self._switching = self._start(self._switch(registry, wanted))
+
+    def _reached(self) -> Registry:
+        return self._registry or Registry(self._watched.uri)
+
+    def _why(self, version: Version) -> str | None:
+        """Why a version is refused, if it is."""
+        until, why = self._refused.get(_identity(version), (0.0, None))
+        return why if time.monotonic() < until else None
+
+    def _forced_since(self, version: Version) -> bool:
+        refused = self._candidate is not None and FORCE not in self._candidate[0].tags
+        return FORCE in version.tags and refused
+
+    # --- switching -------------------------------------------------------------------------------
+
+    async def _switch(self, registry: Registry, version: Version) -> None:
+        started, retry_s = time.monotonic(), float("inf")
+        verdicts: Sequence[Verdict] = ()
+        try:
+            if (before := self._before) and before.is_of(version) and self._holds(before.key):
+                self._flip(before, version, started, ())
+                return
+            release = await asyncio.to_thread(self._fetched, registry, version)
+            verdicts = await asyncio.to_thread(self._judged, registry, version, release)
+            if refusals := gates.refusals(verdicts, force=FORCE in version.tags):
+                raise RefusedReleaseError(refusals)
+            self._candidate, self._loading = (version, "loading"), release
+            await asyncio.wait_for(self._loaded(release.key), self._settings.load_timeout_s)
+            self._flip(release, version, started, verdicts)
+            return
+        except TimeoutError:
+            why = f"not every replica had loaded it within {self._settings.load_timeout_s:g} s"
+        except (RegistryError, OSError) as error:
+            why, retry_s = str(error), RETRY_S
+        except (AskewError, RefusedReleaseError, RuntimeError) as error:
+            why = str(error)
+        finally:
+            self._loading = None
+        self._refuse(version, why, retry_s, verdicts)
+
+    def _fetched(self, registry: Registry, version: Version) -> Release:
+        model = registry.download(version, self._cache)
+        return releases.find(version, self._watched.num_shards, model)
+
+    def _judged(self, registry: Registry, version: Version, release: Release) -> list[Verdict]:
+        champion = registry.resolve(self._live.name, self._live.version)
+        with tempfile.TemporaryDirectory(dir=self._cache, prefix=".gates-") as work:
+            own, its = (registry.file(one, EVALUATION, Path(work) / one.version) for one in (version, champion))
+            return gates.judge(Path(release.model), Path(release.index), self._settings.gates, own, its)
+
+    async def _loaded(self, key: str) -> None:
+        while not self._holds(key):
+            await asyncio.sleep(0.05)
+
+    def _flip(self, release: Release, version: Version, started: float, verdicts: Sequence[Verdict]) -> None:
+        """Let all requests go to a release that every replica holds."""
+        old, p99 = self._live, self._p99(self._live.key)
+        self._live, self._before, self._since = release, old, datetime.now(UTC)
+        self._candidate = self._loading = None
+        self._remember()
+        seconds = time.monotonic() - started
+        telemetry.log.warning("release %s is live, after %s; it took %.1f s", release.key, old.key, seconds)
+        self._record("live", version, f"after version {old.version}", verdicts, {"seconds": seconds})
+        self._start(self._guard(release, old, version, p99))
+
+    def _remember(self) -> None:
+        releases.remember(self._path, self._live, self._before, self._watched.deployed)
+
+    def _refuse(self, version: Version, why: str, retry_s: float, verdicts: Sequence[Verdict]) -> None:
+        again = _identity(version) in self._refused
+        self._refused[_identity(version)] = time.monotonic() + retry_s, why
+        if not again:
+            telemetry.log.warning("version %s is refused, %s stays: %s", version.version, self._live.key, why)
+            self._record("refused", version, why, verdicts, {})
+
+    async def _guard(self, release: Release, old: Release, version: Version, p99: float) -> None:
+        """Watch over the first minutes of a release, and let the one before go in the end."""
+        until = time.monotonic() + self._settings.watched_s
+        while time.monotonic() < until and self._live is release:
+            await asyncio.sleep(0.25)
+            if why := self._trouble(release.key, p99):
+                self._refused[_identity(version)] = float("inf"), f"rolled back: {why}"
+                self._live, self._before, self._since = old, release, datetime.now(UTC)
+                self._candidate = version, "refused"
+                self._remember()
+                telemetry.log.error("release %s is live again: %s", old.key, why)
+                self._record("rolled back", version, f"{why}; version {old.version} is live again", (), {})
+                break
+        await asyncio.sleep(max(0.0, self._settings.previous_s - self._settings.watched_s))
+        if self._before in (old, release) and self._live in (old, release):
+            self._before = None
+            self._remember()
+
+    def _trouble(self, key: str, p99_before: float) -> str | None:
+        """What is wrong with a release that is live, if anything is."""
+        seen = [one.seen[key] for one in self._reported() if key in one.seen]
+        searches, failed = (sum(one[name] for one in seen) for name in ("searches", "failed"))
+        if searches < self._settings.least_searches:
+            return None
+        if failed > self._settings.max_failed * searches:
+            return f"{failed:.0f} of {searches:.0f} searches failed"
+        p99 = self._p99(key)
+        if p99_before and p99 > self._settings.max_slower * p99_before:
+            return f"p99 is {p99:.0f} ms, and was {p99_before:.0f} ms before"
+        return None
+
+    def _p99(self, key: str) -> float:
+        return max((one.seen[key]["p99"] for one in self._reported() if key in one.seen), default=0.0)
+
+    # --- what MLflow is told ---------------------------------------------------------------------
+
+    def _record(
+        self, event: str, version: Version, why: str, verdicts: Sequence[Verdict], figures: Mapping[str, float]
+    ) -> None:
+        """Tell MLflow, as soon as it answers: a run of the endpoint's history, and tags of the version."""
+        when, endpoint = datetime.now(UTC), self._settings.endpoint
+        told = f"{event} at {when:%Y-%m-%d %H:%M:%S} UTC: {why}"
+        tags = {
+            "askew.event": event, "askew.model": version.name, "askew.version": version.version,
+            "askew.live": self._live.version, "askew.why": why, "askew.endpoint": endpoint,
+            "askew.by": version.tags.get(BY, "someone by MLflow's page or API"),
+            **{f"askew.gate.{one.gate}": one.told for one in verdicts},
+        }  # fmt: skip
+
+        def record(registry: Registry) -> None:
+            with contextlib.suppress(RegistryError):  # a version may have been deleted meanwhile
+                registry.tag(version, {f"askew.endpoint.{endpoint}": told})
+                registry.describe(version, f"**{endpoint}**: {told}")
+            name = f"version {version.version} {event}"
+            run = registry.start_run(f"{version.name}-releases", name, {}, tags)
+            registry.log_metrics(run, figures)
+            registry.end_run(run)
+
+        self._events.append(record)
+
+    def _start(self, work: Any) -> asyncio.Task[None]:
+        """Start what belongs to no request."""
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(_ended, self._tasks))
+        return task
+
+
+def _ended(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+    tasks.discard(task)
+    if not task.cancelled() and (error := task.exception()):
+        telemetry.log.error("switching: %r", error)
+
+
+def _identity(version: Version) -> str:
+    return f"{version.version} {version.tags.get(releases.INDEX)}"
+
+
+def _same(one: Version, other: Version) -> bool:
+    return _identity(one) == _identity(other) and (FORCE in one.tags) == (FORCE in other.tags)
