@@ -33,11 +33,17 @@ class FakeSwitch:
 
     def __init__(self, *releases: Release) -> None:
         self.releases, self.live, self.reports = list(releases), releases[0].key, dict[str, Any]()
+        self.shadow = ""
 
     async def report(self, kind: str, who: str, held: Any, failed: Any, seen: Any) -> dict[str, Any]:
         self.reports[kind] = (held, failed, seen)
         told = {"since": "now", "previous": None, "candidate": None, "note": ""}
-        return {"serve": self.live, "hold": [one.model_dump() for one in self.releases], "told": told}
+        return {
+            "serve": self.live,
+            "shadow": self.shadow,
+            "hold": [one.model_dump() for one in self.releases],
+            "told": told,
+        }
 
 
 def deployed(kind: Any, switch: FakeSwitch, *given: Any, first: Any = None, **how: Any) -> Any:

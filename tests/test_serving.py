@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:
 
 
 CONFIGS = Path(__file__).parent.parent / "serve_configs"
-NAMED = re.compile(r"ray_(askew_[a-z_]+?)(_total|_bucket)?(?![a-z_])")
+NAMED = re.compile(r"ray_(askew_[a-z0-9_]+?)(_total|_bucket)?(?![a-z0-9_])")
 
 
 @pytest.mark.parametrize("name", ["search", "search.cluster", "demo"])
@@ -133,7 +133,8 @@ def test_the_dashboard_and_the_alerts_show_what_is_measured() -> None:
 
 def shard(
     *items: tuple[str, float], after_s: float | Iterator[float] = 0, dies: bool = False,
-    asked: list[int] | None = None, changes: Iterator[int] | None = None,
+    asked: list[int] | None = None, changes: Iterator[int] | None = None, keys: list[str] | None = None,
+    by: Mapping[str, Any] | None = None,
 ) -> Any:  # fmt: skip
     """What a shard's handle looks like from the ingress; all its items are red."""
     changes = changes or itertools.repeat(0)
@@ -144,17 +145,23 @@ def shard(
     ) -> tuple[int, list[bytes]]:
         if asked is not None:
             asked.append(len(vectors))
+        if keys is not None:
+            keys.append(key)
+        own = (by or {}).get(key, items)
         await asyncio.sleep(next(waits))
         if dies:
             raise RuntimeError("gone")
         answers = []
         for row, where in enumerate(wheres):
-            there = items[:k] if where in ("", '{"colour":"red"}') else ()
+            there = own[:k] if where in ("", '{"colour":"red"}') else ()
             hits = [{"item_id": i, "title": i, "fields": {"colour": "red"}} for i, _ in there]
             scores = np.array([s for _, s in there], np.float32)
             table = pa.Table.from_pylist(hits) if hits else pa.table({"item_id": []})
             answers.append(packed(table, scores, np.full(len(hits), row), len(wheres)))
         return next(changes), answers
+
+    async def exact(key: str, vector: np.ndarray, k: int, where: str) -> bytes:
+        return (await search(key, vector, k, [where], []))[1][0]
 
     async def item(key: str, item_id: str) -> tuple[dict[str, Any], np.ndarray] | None:
         await asyncio.sleep(next(waits))
@@ -163,7 +170,7 @@ def shard(
         there = item_id in dict(items)
         return ({"item_id": item_id, "image": b"photo"}, np.ones(2, np.float32)) if there else None
 
-    return handle(item=item, wired={"search": search})
+    return handle(item=item, wired={"search": search, "exact": exact})
 
 
 def encoder(
@@ -171,10 +178,13 @@ def encoder(
     poison: str | None = None,
     asked: list[list[str]] | None = None,
     traces: list[int] | None = None,
+    keys: list[str] | None = None,
 ) -> Any:
     async def encode(key: str, queries: list[str], ids: list[str]) -> np.ndarray:
         if asked is not None:
             asked.append(queries)
+        if keys is not None:
+            keys.append(key)
         if traces is not None:
             traces.append(trace.get_current_span().get_span_context().trace_id)
         await asyncio.sleep(0.01)
@@ -487,3 +497,66 @@ def test_over_real_shards_filters_likeness_and_items(tmp_path: Path) -> None:
     [like, gone] = all_at_once(ingress, Ask(like="i07", k=1), Ask(like="i08"))
     assert [hit["item_id"] for hit in like.hits] == ["i00"]
     assert isinstance(gone, MissingError)
+
+
+async def until(true: Any) -> None:
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+def test_a_request_is_answered_by_the_release_that_is_live_when_it_comes() -> None:
+    """Each part answers only of the release that it is asked for, so that a mix would fail."""
+    old, new = release(version="3", sizes=(7, 3)), release(version="4", sizes=(7, 3))
+    switch, asked = FakeSwitch(old, new), list[str]()
+    parts = shard(*LEFT, after_s=0.05, keys=asked), shard(*RIGHT, after_s=0.05, keys=asked)
+    ingress = made(*parts, encoder=encoder(keys=asked), switch=switch, cached_results=10, cached_queries=10)
+
+    async def scenario() -> None:
+        under_way = asyncio.ensure_future(ingress.search(Ask("mug")))
+        await until(lambda: asked)
+        switch.live = new.key
+        await until(lambda: ingress.release.model.version == "4")
+        answers = [await under_way, *await asyncio.gather(*(ingress.search(Ask("mug")) for _ in range(5)))]
+        assert [answer.release.model.version for answer in answers] == ["3", "4", "4", "4", "4", "4"]
+        assert {key: asked.count(key) for key in (old.key, new.key)} == {old.key: 3, new.key: len(asked) - 3}
+        assert asked[3:] == [new.key] * len(asked[3:])
+        switch.live = old.key
+        await until(lambda: ingress.release.model.version == "3")
+        answer = await ingress.search(Ask("mug"))
+        assert (answer.release.model.version, "cached" in answer.took) == ("3", True)  # by its own cache
+
+    run(scenario())
+
+
+def test_a_release_is_not_searched_before_it_is_in_memory() -> None:
+    old, switch = release(version="3"), FakeSwitch(release(version="3"))
+    ingress = made(shard(*LEFT), switch=switch)
+
+    async def scenario() -> None:
+        switch.live = "4-i"
+        await asyncio.sleep(0.1)
+        assert ingress.live.release.key == old.key
+
+    run(scenario())
+
+
+def test_a_share_of_searches_is_made_exactly_and_in_the_shadow_too() -> None:
+    live, shadow = release(version="3"), release(version="4")
+    switch = FakeSwitch(live, shadow)
+    switch.shadow = shadow.key
+    parts = shard(*LEFT, by={shadow.key: [("a", 0.9), ("z", 0.2)]}), shard(*RIGHT, by={shadow.key: []})
+    ingress = made(*parts, switch=switch, exact_share=1.0, shadow_share=1.0)
+
+    async def scenario() -> None:
+        await until(lambda: shadow.key in ingress._holder)
+        answer = await ingress.search(Ask("mug", k=4))
+        assert [hit["item_id"] for hit in answer.hits] == ["a", "b", "c", "d"]
+        await until(lambda: switch.reports["ingress"][2].get(f"shadow {shadow.key}"))
+        told = switch.reports["ingress"][2][f"shadow {shadow.key}"]
+        assert (told["compared"], told["overlap_at_10"]) == (1, 0.25)
+        await until(lambda: ingress._exact.told())
+        assert ingress._exact.told()["overlap_at_10"] == 1.0
+        assert switch.reports["ingress"][2][live.key]["searches"] == 1
+
+    run(scenario())

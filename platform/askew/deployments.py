@@ -58,7 +58,7 @@ class Encoder(Wired):
 class ShardServer(Wired):
     """Vectors to the best items of some segments, and of what changed since."""
 
-    answers = ("search",)
+    answers = ("search", "exact")
 
     async def __init__(  # type: ignore[misc]
         self,
@@ -99,6 +99,15 @@ class ShardServer(Wired):
         telemetry.SHARD_MS.observe(ms, self._tags)
         telemetry.log.debug("searched in %.1f ms", ms, extra={"request_ids": request_ids})
         return follower.last, found
+
+    async def exact(self, key: str, vector: NDArray[np.float32], k: int, where: str) -> bytes:
+        """Find the k best hits for a vector (1, D) by scoring every item, beside what is being answered.
+
+        Raises NotHeldError.
+        """
+        shard = (await self._held[key].follow()).shard
+        filter_ = json.loads(where) if where else None
+        return await asyncio.to_thread(lambda: shard.answer(shard.search(vector, k, filter_, exact=True)))
 
     async def item(self, key: str, item_id: str) -> tuple[dict[str, Any], NDArray[np.float32]] | None:
         """Return an item's record and its vector, if it is here. Raises NotHeldError."""

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from askew import endpoint, messages, telemetry
 from askew.calls import Caller
+from askew.comparing import Comparison
 from askew.endpoint import Answer, Ask
 from askew.errors import ArtifactError, DataError
 from askew.holding import Holder
@@ -33,6 +34,8 @@ class IngressSettings(SearchSettings):
     report_every_s: float = Field(default=0.25, gt=0)  # so often every replica hears which release is live
     write_timeout_s: float = Field(default=30.0, gt=0)
     writes: bool = False  # whether items can be upserted and deleted by whoever reaches the endpoint
+    exact_share: float = Field(default=0.001, ge=0, le=1)  # of searches are also made by scoring every item,
+    shadow_share: float = Field(default=0.1, ge=0, le=1)  # and in the release of the alias `shadow`
     hedge_after_ms: float | None = Field(default=None, gt=0)  # ask a second replica of a shard after so long
 
 
@@ -75,8 +78,11 @@ class Ingress:
                 )
                 for number, shard in enumerate(shards)
             ],
+            exact=[Caller(Replicas(shard.address.remote).method("exact"), again=again) for shard in shards],
             item=[Caller(_by_handle(shard.item), again=again) for shard in shards],
         )  # fmt: skip
+        self._exact = Comparison("exact", settings_.exact_share)
+        self._shadows = dict[str, Comparison]()  # by release
         report = Replicas(switch.address.remote).method("report")
         self._holder = Holder("ingress", self._opened, report, settings_.report_every_s)
         await self._holder.start()
@@ -94,8 +100,12 @@ class Ingress:
         release = self.live.release
         tags = {"model": release.name, "version": release.version, "index": release.index_key[:12]}
         telemetry.RELEASE.set(1, tags)  # again and again: Ray forgets a gauge that nobody sets
+        if exact := self._exact.told():
+            telemetry.RECALL.set(exact["overlap_at_10"])
         self._seen = {key: seen for key, seen in self._seen.items() if key in self._holder}
-        return {key: seen.told() for key, seen in self._seen.items()}
+        self._shadows = {key: one for key, one in self._shadows.items() if key in self._holder}
+        shadows = {f"shadow {key}": one.told() for key, one in self._shadows.items()}
+        return {key: seen.told() for key, seen in self._seen.items()} | shadows
 
     @property
     def live(self) -> Search:
@@ -138,7 +148,23 @@ class Ingress:
         telemetry.add(telemetry.SEARCHES, 1, outcome=outcome)
         seen.ms.append(ms := 1000 * (time.perf_counter() - started))
         telemetry.SEARCH_MS.observe(ms, {"part": "all"})
+        if ask.query and outcome == "full":
+            self._compare(live, ask, answer, ms)
         return answer
+
+    def _compare(self, live: Search, ask: Ask, answer: Answer, ms: float) -> None:
+        """Search a share of what was answered in other ways, in the background."""
+        self._exact.offer(answer.hits, ms, lambda: live.exact(ask))
+        key = self._holder.orders.get("shadow", "")
+        if key and key != live.release.key and key in self._holder:
+            shadow = self._holder[key]
+
+            async def hits() -> list[dict[str, Any]]:
+                return (await shadow.search(ask)).hits
+
+            self._shadows.setdefault(key, Comparison("shadow", self._settings.shadow_share)).offer(
+                answer.hits, ms, hits
+            )
 
     async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
         """Return a product, and its photo if it has one. Raises MissingError, UnavailableError."""

@@ -29,6 +29,7 @@ from askew.releases import Release
 from askew.shards import merge
 
 EXPLAINED = 10  # the first so many hits
+EXACT_WITHIN_S = 30.0
 Key = tuple[str, int, str]  # a query, how many hits, its filter in canonical form
 
 
@@ -46,11 +47,12 @@ class SearchSettings(Settings):
 
 @dataclass(frozen=True)
 class Parts:
-    """What is called: the encoder, what explains, and of each shard what searches and what tells of an item."""
+    """What is called: the encoder, what explains, and of each shard what searches, scores all, tells an item."""
 
     encode: Caller[NDArray[np.float32]]
     explain: Caller[list[dict[str, float | None]]]
     search: Sequence[Caller[tuple[int, list[bytes]]]]
+    exact: Sequence[Caller[bytes]]
     item: Sequence[Caller[tuple[dict[str, Any], NDArray[np.float32]] | None]]
 
 
@@ -220,6 +222,14 @@ class Search:
         return [
             {**hit, "explanation": told[place] if place < len(told) else None} for place, hit in enumerate(hits)
         ]
+
+    async def exact(self, ask: Ask) -> list[dict[str, Any]]:
+        """Search for a text by scoring every item. Raises whatever a part that does not answer raises."""
+        deadline = asyncio.get_running_loop().time() + EXACT_WITHIN_S
+        where = "" if ask.where is None else filters.canonical(ask.where)
+        vector = await self._encoded([ask.query], [ask.request_id], deadline)
+        calls = (one.ask(self.release.key, vector, ask.k, where, deadline=deadline) for one in self._parts.exact)
+        return merge(await asyncio.gather(*calls), ask.k)[0]
 
     async def found(self, item_id: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
         """Find the record and the vector of an item. Raises MissingError, UnavailableError."""

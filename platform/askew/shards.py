@@ -91,16 +91,19 @@ class Part:
         order = np.argsort(known, kind="stable")
         return order, known[order]
 
-    def search(self, queries: Vectors, k: int, where: str, effort: Effort) -> Found:
-        """Find the best items for B queries, all of equal score to the last among them if the index is exact."""
+    def search(self, queries: Vectors, k: int, where: str, effort: Effort | None) -> Found:
+        """Find the best items for B queries, all of equal score to the last among them if the index is exact.
+
+        Without an effort every item is scored.
+        """
         mask = self.mask(where)
         there = self.items.num_rows if mask is None else int(np.count_nonzero(mask))
         k = min(k, there)
         if not k:
             return Found(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
         design = self.index.design
-        if mask is not None and there <= EXACT_BELOW:
-            found = self._among(queries, k, np.flatnonzero(mask))
+        if effort is None or (mask is not None and there <= EXACT_BELOW):
+            found = self._among(queries, k, self._passed(mask))
         elif design.exact:
             found = Found(*self.index.search(queries, k, effort, mask))
         else:
@@ -108,10 +111,12 @@ class Part:
             found = Found(*self.index.search(queries, k, wider, mask))
             short = found.rows[:, -1] < 0
             if short.any():
-                every = np.arange(self.items.num_rows) if mask is None else np.flatnonzero(mask)
-                rest = self._among(queries[short], k, every)
+                rest = self._among(queries[short], k, self._passed(mask))
                 found.scores[short], found.rows[short] = rest.scores[:, :k], rest.rows[:, :k]
         return Found(found.scores, found.rows + self.start) if self.start else found
+
+    def _passed(self, mask: Mask | None) -> Rows:
+        return np.arange(self.items.num_rows) if mask is None else np.flatnonzero(mask)
 
     def _among(self, queries: Vectors, k: int, rows: Rows) -> Found:
         """Find the best among some rows by scoring them all."""
@@ -205,9 +210,18 @@ class Shard:
 
     # --- searching -------------------------------------------------------------------------------
 
-    def search(self, queries: Vectors, k: int, where: Filter | None = None, effort: Effort | None = None) -> Found:
+    def search(
+        self,
+        queries: Vectors,
+        k: int,
+        where: Filter | None = None,
+        effort: Effort | None = None,
+        *,
+        exact: bool = False,
+    ) -> Found:
         """Find for (B, D) queries the K items of greatest inner product that pass a filter; equal scores by id.
 
+        By the index's own effort, or another; or every item is scored, by its vector as the index holds it.
         K is min(k, how many pass): whatever the effort, k come back where k exist. Raises ValueError for queries
         that are not finite or not of this index's width, DataError for a filter that does not fit the fields.
         """
@@ -215,8 +229,8 @@ class Shard:
         if queries.ndim != 2 or queries.shape[1] != self.dim or not np.isfinite(queries).all():
             raise ValueError(f"queries must be finite and of shape (B, {self.dim}), not {queries.shape}")
         conditions = "" if where is None else filters.canonical(where)
-        effort = (effort or self.plan.effort).of_share(self._share)
-        found = [part.search(queries, k, conditions, effort) for part in self._every]
+        spent = None if exact else (effort or self.plan.effort).of_share(self._share)
+        found = [part.search(queries, k, conditions, spent) for part in self._every]
         if len(found) == 1:
             return self._first(found[0], k)
         scores = np.concatenate([np.empty((len(queries), 0), np.float32), *(one.scores for one in found)], axis=1)

@@ -46,6 +46,8 @@ class SwitchSettings(Settings):
     max_failed: float = Field(default=0.02, ge=0, le=1)  # a greater share of searches fails,
     max_slower: float = Field(default=3.0, ge=1)  # or p99 is so many times that of the release before,
     least_searches: int = Field(default=100, ge=1)  # of at least so many
+    shadow: str = "shadow"  # the alias of a version that a share of searches is made in too, unseen
+    shadow_every_s: float = Field(default=30.0, gt=0)  # so often MLflow is told how other its answers are
     endpoint: str = "search"  # what tags and runs in MLflow call this endpoint
 
 
@@ -96,6 +98,9 @@ class Switch(Wired):
         self._candidate: tuple[Version, str] | None = None  # and what becomes of it
         self._loading: Release | None = None
         self._refused: dict[str, tuple[float, str]] = {}  # by version and index: until when, and why
+        self._shadow: Release | None = None
+        self._shadowing = ""  # the version and index that were last tried as shadow
+        self._shadow_told = 0.0
         self._replicas: dict[str, Replica] = {}
         self._events: deque[Callable[[Registry], None]] = deque(maxlen=EVENTS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,9 +116,10 @@ class Switch(Wired):
     ) -> dict[str, Any]:
         """Take a replica's report of what it holds; returns what it shall hold, and which of these is live."""
         self._replicas[who] = Replica(kind, time.monotonic(), frozenset(held), failed, seen)
-        held_ = {one.key: one for one in (self._live, self._before, self._loading) if one is not None}
+        all_ = (self._live, self._before, self._loading, self._shadow)
+        held_ = {one.key: one for one in all_ if one is not None}
         return {
-            "serve": self._live.key, "told": self._told(),
+            "serve": self._live.key, "shadow": self._shadow.key if self._shadow else "", "told": self._told(),
             "hold": [one.model_dump() for one in held_.values()],
         }  # fmt: skip
 
@@ -151,6 +157,7 @@ class Switch(Wired):
         while True:
             try:
                 await self._look()
+                await self._look_for_shadow()
                 self._note = ""
             except RegistryError as error:  # what is live stays so
                 self._registry, self._note = None, f"MLflow: {error}"
@@ -224,10 +231,18 @@ class Switch(Wired):
         return releases.find(version, self._watched.num_shards, model)
 
     def _judged(self, registry: Registry, version: Version, release: Release) -> list[Verdict]:
-        champion = registry.resolve(self._live.name, self._live.version)
         with tempfile.TemporaryDirectory(dir=self._cache, prefix=".gates-") as work:
-            own, its = (registry.file(one, EVALUATION, Path(work) / one.version) for one in (version, champion))
+            own = registry.file(version, EVALUATION, Path(work) / "own")
+            live = self._version_live(registry)
+            its = registry.file(live, EVALUATION, Path(work) / "live") if live else None
             return gates.judge(Path(release.model), Path(release.index), self._settings.gates, own, its)
+
+    def _version_live(self, registry: Registry) -> Version | None:
+        """The version that is live, unless someone deleted it."""
+        try:
+            return registry.resolve(self._live.name, self._live.version)
+        except RegistryError:
+            return None
 
     async def _loaded(self, key: str) -> None:
         while not self._holds(key):
@@ -287,6 +302,46 @@ class Switch(Wired):
 
     def _p99(self, key: str) -> float:
         return max((one.seen[key]["p99"] for one in self._reported() if key in one.seen), default=0.0)
+
+    # --- the shadow ------------------------------------------------------------------------------
+
+    async def _look_for_shadow(self) -> None:
+        """See which version bears the alias of the shadow, and tell MLflow how it does."""
+        assert self._registry
+        wanted = await asyncio.to_thread(self._registry.aliased, self._watched.model, self._settings.shadow)
+        if wanted is None or self._live.is_of(wanted):
+            self._shadow, self._shadowing = None, ""
+        elif self._shadowing != _identity(wanted):
+            self._shadow, self._shadowing, self._shadow_told = None, _identity(wanted), time.monotonic()
+            self._start(self._try_shadow(self._registry, wanted))
+        elif self._shadow and time.monotonic() > self._shadow_told + self._settings.shadow_every_s:
+            self._shadow_told = time.monotonic()
+            self._tell_shadow(wanted, self._shadow.key)
+
+    async def _try_shadow(self, registry: Registry, version: Version) -> None:
+        """Let replicas hold a version beside the live one, unless it does not even fit together."""
+        try:
+            release = await asyncio.to_thread(self._fetched, registry, version)
+            verdicts = await asyncio.to_thread(self._judged, registry, version, release)
+            if refusals := gates.refusals(verdicts, force=True):
+                raise RefusedReleaseError(refusals)
+        except (AskewError, OSError, RefusedReleaseError) as error:
+            self._record("refused as shadow", version, str(error), (), {})
+            return
+        if self._shadowing == _identity(version):
+            self._shadow = release
+
+    def _tell_shadow(self, version: Version, key: str) -> None:
+        seen = [one.seen[name] for one in self._reported() if (name := f"shadow {key}") in one.seen]
+        seen = [one for one in seen if one]
+        if not (compared := sum(one["compared"] for one in seen)):
+            return
+        means = {name: sum(one[name] * one["compared"] for one in seen) / compared
+                 for name in ("overlap_at_10", "rbo", "ms", "ms_live")}  # fmt: skip
+        told = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+        failed = sum(one["failed"] for one in seen)
+        why = f"{compared:.0f} searches, {failed:.0f} failed; {told}"
+        self._record("in the shadow", version, why, (), {"compared": compared, "failed": failed, **means})
 
     # --- what MLflow is told ---------------------------------------------------------------------
 

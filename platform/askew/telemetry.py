@@ -24,6 +24,7 @@ CACHED = Counter("askew_cached", "What was looked for in a cache", tag_keys=("ca
 HEDGED = Counter("askew_hedged", "Calls of a shard that were made twice", tag_keys=("shard",))
 MISSED = Counter("askew_missed", "Calls of a shard without an answer", tag_keys=("shard",))
 RELEASE = Gauge("askew_release", "1 for what is served", tag_keys=("model", "version", "index"))
+RECALL = Gauge("askew_recall_at_10_live", "Share of the exact ten best that live searches find, of the last 500")
 SHARD_MS = Histogram("askew_shard_ms", "Milliseconds that a shard searched", boundaries=MS, tag_keys=("shard",))
 SHARD_ITEMS = Gauge("askew_shard_items", "Items that a shard can find", tag_keys=("shard",))
 CHANGE = Gauge("askew_change", "The last change of the index that a shard has taken in", tag_keys=("shard",))
