@@ -1,6 +1,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +18,16 @@ from askew.towers import TowerSettings, TwoTower
 TEXTS = ["red striped mug", "blue cap", ""]
 
 
-def model() -> Model:
+def model(**settings: Any) -> Model:
     torch.manual_seed(0)
     tokens = Tokens.train(TEXTS * 3, 100)
-    settings = TowerSettings(dim=16, text=TextSettings(width=16, heads=2), image_size=32)
-    return Model(TwoTower(settings, tokens.size), tokens)
+    settings = {"dim": 16, "text": TextSettings(width=16, heads=2), "image_size": 32} | settings
+    return Model(TwoTower(TowerSettings.model_validate(settings), tokens.size), tokens)
 
 
-def saved(root: Path) -> Path:
+def saved(root: Path, **settings: Any) -> Path:
     with artifacts.draft(root, "model", {}, {}) as draft:
-        model().save(draft.folder)
+        model(**settings).save(draft.folder)
     return artifacts.place(root, "model", artifacts.key("model", {}, {}))
 
 
@@ -104,6 +105,15 @@ def test_a_saved_model_holds_the_vectors_of_its_canaries(tmp_path: Path) -> None
     assert parity(folder) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("settings", [{"header": True}, {"fusion": "text"}, {"fusion": "image"}], ids=str)
+def test_models_of_every_make_hold_what_is_indexed_and_searched(tmp_path: Path, settings: dict[str, Any]) -> None:
+    folder = saved(tmp_path, **settings)
+    assert parity(folder) == pytest.approx(1.0)
+    kept, made = load_file(folder / VECTORS), model(**settings)
+    assert np.array_equal(kept["queries"].numpy(), made.queries(CANARIES))
+    assert kept["items"].shape == (len(TITLES), made.dim)
+
+
 def test_canaries_are_always_the_same_and_some_have_photos() -> None:
     photos, there = [], []
 
@@ -123,7 +133,7 @@ def test_canaries_are_always_the_same_and_some_have_photos() -> None:
 
 def test_a_model_that_gives_other_vectors_has_no_parity(tmp_path: Path) -> None:
     folder = saved(tmp_path)
-    weights = load_file(folder / WEIGHTS)
+    weights = {name: weight.clone() for name, weight in load_file(folder / WEIGHTS).items()}
     for name in ("query.project.weight", "photo.project.weight"):
         other = {**weights, name: weights[name].flip(0)}
         save_file(other, tmp_path / "other")
