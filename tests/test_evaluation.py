@@ -97,7 +97,7 @@ class Ledger:
         self.metrics |= metrics
 
     def log_files(self, run_id: str, path: Path, to: str) -> None:
-        self.files.append((to, path.name, path.read_text()))
+        self.files.append((to, path.name, path.read_bytes()))
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         self.tags |= tags
@@ -228,16 +228,16 @@ def test_the_numbers_are_put_on_the_version_once(shop: tuple[EvaluateSettings, L
     assert ledger.tags["askew.metrics.fused_ndcg_at_10"] == f"{result['metrics']['fused']['nDCG@10']:.4f}"
     assert ledger.tags["askew.evaluation_key"] == result["key"]
     assert [(to, name) for to, name, _ in ledger.files] == [
-        ("evaluation", "report.json"), ("evaluation", "report.html")
+        ("evaluation", "report.json"), ("evaluation", "queries.parquet"), ("evaluation", "report.html")
     ]  # fmt: skip
     for _, name, content in ledger.files:
-        assert content == (Path(result["artifact"]) / name).read_text()
+        assert content == (Path(result["artifact"]) / name).read_bytes()
     again = evaluate(settings)
     assert again == {**result, "skipped": True}
-    assert len(ledger.files) == 2
+    assert len(ledger.files) == 3
     ledger.tags.clear()  # as if it had broken off before the end
     evaluate(settings)
-    assert len(ledger.files) == 4
+    assert len(ledger.files) == 6
     assert ledger.tags["askew.evaluation_key"] == result["key"]
 
 

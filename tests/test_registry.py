@@ -159,6 +159,24 @@ def test_a_half_model_is_not_registered(registry: Registry, tmp_path: Path) -> N
     assert registry.find("half", {}) is None
 
 
+def test_one_file_of_a_version_is_fetched_and_what_is_not_there_is_none(
+    registry: Registry, tmp_path: Path
+) -> None:
+    run_id = registry.start_run("search", "r", {}, {})
+    version = registry.register("filed", make(tmp_path, "one"), run_id, {})
+    for path in ("evaluation/report.json", "report.json", "model", "evaluation/none/report.json"):
+        assert registry.file(version, path, tmp_path / "there") is None, path
+    (tmp_path / "report.json").write_text("{}")
+    registry.log_files(run_id, tmp_path / "report.json", "evaluation")
+    found = registry.file(version, "evaluation/report.json", tmp_path / "there")
+    assert found is not None
+    assert found.read_text() == "{}"
+    assert (tmp_path / "there") in found.parents
+    lost = version.model_copy(update={"run_id": "0" * 32})
+    with pytest.raises(RegistryError, match=r"evaluation/report\.json of model 'filed' version 1"):
+        registry.file(lost, "evaluation/report.json", tmp_path / "there")
+
+
 def test_an_unknown_run_is_an_error_of_the_registry(registry: Registry) -> None:
     with pytest.raises(RegistryError, match="0123"):
         registry.log_metrics("0123", {"loss": 1.0})

@@ -23,7 +23,7 @@ from askew.encoders import TextEncoder
 from askew.errors import ArtifactError
 from askew.fusion import Hidden
 from askew.inputs import PADDING, clean
-from askew.models import Model, Vectors
+from askew.models import CANARIES, Model, Vectors
 from askew.towers import TwoTower, indexed_queries
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # or every import is told to its maker
@@ -38,16 +38,6 @@ LENGTHS = (8, 16, 32, 64)  # of blocks, in tokens; longer ones hardly cost less 
 NEAR = 0.999  # the cosine of a compiled vector and the trained model's, at least
 WIDE = 256  # numbers of a token's hidden vector, from which on bfloat16 saves time: narrower towers keep float32
 NO_TEXT, APART = -1, -1e9  # the number of what is in no text; what attention adds between two texts
-CANARIES = (
-    "mug", "a", "", "  ", "?!", "42", "red striped mug", "blue cap", "women's running shoes size 8",
-    "salon chair", "turquoise pillows", "usb-c to hdmi 2.1 cable 2m", "RED STRIPED MUG", "red stripd mgu",
-    "mug mug mug mug", "chair under $100", "iphone 15 pro max case", "9780140449136", "xqzzkrv wqpfj",
-    "dress that is not black", "gift for a ten year old who likes dinosaurs", "50x70 cm picture frame (oak)",
-    "🎁 birthday", "café crème brûlée torch", "rote gestreifte Tasse", "taza roja a rayas",
-    "tasse à rayures rouges", "красная полосатая кружка", "赤い縞模様のマグカップ", "红色条纹杯子",
-    "كوب أحمر مخطط", "लाल धारीदार मग",
-    "solid wood extendable dining table with six upholstered grey chairs and matching bench for a small kitchen",
-)  # fmt: skip
 
 
 class CompiledEncoder:

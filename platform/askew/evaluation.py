@@ -296,14 +296,17 @@ def _qrels(path: Path) -> Qrels:
 
 
 def _log(registry: Registry, version: Version, folder: Path, key: str, found: Mapping[str, Any]) -> None:
-    """Put numbers and report on the version and its run; the key last, so that a broken log is done again."""
+    """Put numbers, of each query too, and report on the version and its run.
+
+    The key comes last, so that a broken log is done again.
+    """
     means = {
         f"eval/{name}/{measure.replace('@', '_at_')}": value
         for name, values in found["metrics"].items()
         for measure, value in values.items()
     }
     registry.log_metrics(version.run_id, means)
-    for name in (FILE, reports.PAGE):
+    for name in (FILE, QUERIES, reports.PAGE):
         registry.log_files(version.run_id, folder / name, "evaluation")
     tags = {f"askew.metrics.{name}_ndcg_at_10": f"{values[MAIN]:.4f}" for name, values in found["metrics"].items()}
     registry.tag(version, tags)

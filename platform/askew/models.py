@@ -1,9 +1,12 @@
 """A trained model on disk and in memory: towers, tokenizer, and batches of texts and photos to vectors.
 
 The folder is an artifact of plain files (`towers.json`, `weights.safetensors`, `tokenizer.json`): nothing
-in it is ever unpickled. Knows nothing of training, MLflow or Ray.
+in it is ever unpickled. In `canaries.safetensors` are the vectors that the model gave when it was saved, of
+queries and items that are always the same: whoever loads it can tell whether it still gives them. Knows nothing
+of training, MLflow or Ray.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from askew import artifacts, tables
 from askew.encoders import config_of
@@ -22,7 +26,24 @@ from askew.inputs import Tokens, clean
 from askew.towers import TowerSettings, TwoTower, indexed_items, indexed_queries
 
 SETTINGS, WEIGHTS, TOKENIZER = "towers.json", "weights.safetensors", "tokenizer.json"
+VECTORS = "canaries.safetensors"
 Vectors = NDArray[np.float32]
+
+# Models hold the vectors of these: one that is changed here refuses every model there is.
+CANARIES = (
+    "mug", "a", "", "  ", "?!", "42", "red striped mug", "blue cap", "women's running shoes size 8",
+    "salon chair", "turquoise pillows", "usb-c to hdmi 2.1 cable 2m", "RED STRIPED MUG", "red stripd mgu",
+    "mug mug mug mug", "chair under $100", "iphone 15 pro max case", "9780140449136", "xqzzkrv wqpfj",
+    "dress that is not black", "gift for a ten year old who likes dinosaurs", "50x70 cm picture frame (oak)",
+    "🎁 birthday", "café crème brûlée torch", "rote gestreifte Tasse", "taza roja a rayas",
+    "tasse à rayures rouges", "красная полосатая кружка", "赤い縞模様のマグカップ", "红色条纹杯子",
+    "كوب أحمر مخطط", "लाल धारीदार मग",
+    "solid wood extendable dining table with six upholstered grey chairs and matching bench for a small kitchen",
+)  # fmt: skip
+TITLES = (
+    "red striped mug", "Mug, 350 ml", "women's running shoes, size 8, black/white", "rot gestreifte Tasse",
+    "usb-c to hdmi 2.1 cable (2 m)", "赤い縞模様のマグカップ", "42", "",
+)  # fmt: skip
 
 
 class Model:
@@ -78,13 +99,22 @@ class Model:
         return cls(towers.to(device), tokens)
 
     def save(self, folder: Path) -> None:
-        """Write the model's files into `folder` (of an artifact's draft)."""
+        """Write the model's files into `folder` (of an artifact's draft); the towers stay as they are."""
         settings = self.towers.settings.model_dump_json(indent=1)
         (folder / SETTINGS).write_text(settings, encoding="utf-8")
         save_file(
             {k: v.detach().contiguous().cpu() for k, v in self.towers.state_dict().items()}, folder / WEIGHTS
         )
         self.tokens.save(folder / TOKENIZER)
+        plain = Model(copy.deepcopy(self.towers).cpu().float(), self.tokens)
+        save_file(plain.canaries(), folder / VECTORS)
+
+    def canaries(self) -> dict[str, Tensor]:
+        """Encode the fixed queries and items, every other of which has a photo: "queries", "items" (n, dim)."""
+        shape = (len(TITLES), self.image_size, self.image_size, 3)
+        photos = np.random.RandomState(0).randint(0, 256, shape, np.uint8)  # alone is the same in every NumPy
+        items = self.items(TITLES, photos, np.arange(len(TITLES)) % 2 == 0)["index"]
+        return {"queries": torch.from_numpy(self.queries(CANARIES)), "items": torch.from_numpy(items)}
 
     @torch.inference_mode()
     def queries(self, texts: Sequence[str]) -> Vectors:
@@ -123,6 +153,23 @@ class Model:
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(self._device)
+
+
+def parity(folder: Path, device: str = "cpu") -> float:
+    """Compare the canaries' vectors in a model artifact with those that the model gives now: the least cosine.
+
+    1 is equal; NaN when a vector is no number. Raises ArtifactError when it holds none, or of other canaries.
+    """
+    if not (folder / VECTORS).is_file():
+        raise ArtifactError(f"vectors of canaries in {folder / VECTORS}", "none", "train or register it again")
+    found = Model.load(folder, device).canaries()
+    kept = load_file(folder / VECTORS)
+    if {n: v.shape for n, v in kept.items()} != {n: v.shape for n, v in found.items()}:
+        raise ArtifactError(
+            f"vectors of this version's canaries in {folder / VECTORS}", "others", "train or register it again"
+        )
+    cosines = [F.cosine_similarity(kept[name].double(), found[name].double()) for name in found]
+    return float(torch.cat(cosines).min())
 
 
 def _numpy(tensor: Tensor) -> Vectors:

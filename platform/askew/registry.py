@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx
@@ -156,10 +156,6 @@ class Registry:
                     raise
                 return None
 
-    def file(self, version: Version, path: str, into: Path) -> Path | None:
-        """Stub."""
-        return None
-
     def describe(self, version: Version, description: str) -> None:
         """Set the description of a version, which MLflow shows as Markdown."""
         with self._asked(f"the description of model {version.name!r} version {version.version}"):
@@ -183,6 +179,16 @@ class Registry:
             if key != version.tags.get(MODEL_KEY, key):
                 raise RegistryError(f"a model of key {version.tags[MODEL_KEY]}", key, "register it again")
             return _keep(folder, into, key)
+
+    def file(self, version: Version, path: str, into: Path) -> Path | None:
+        """Fetch one file of a version's run, such as "evaluation/report.json"; None when there is none."""
+        parent = str(PurePosixPath(path).parent)
+        with self._asked(f"{path} of model {version.name!r} version {version.version}"):
+            found = self._client.list_artifacts(version.run_id, None if parent == "." else parent)
+            if not any(file.path == path and not file.is_dir for file in found):
+                return None
+            into.mkdir(parents=True, exist_ok=True)
+            return Path(self._client.download_artifacts(version.run_id, path, str(into)))
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
