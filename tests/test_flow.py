@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ from askew import demo, local, tables, telemetry
 from askew.errors import StageError
 from askew.metrics import MEASURES
 from askew.models import Model
+from askew.promotion import PromoteSettings, promote
+from askew.registry import Registry
 
 ROOT = Path(__file__).parent.parent
 TRAIN = (
@@ -262,6 +265,50 @@ def test_run_again_it_skips_what_is_done(stack: local.Stack, report: dict[str, A
     assert all(stage["skipped"] for stage in again["stages"].values())
     assert again["metrics"] == report["metrics"]
     assert len(httpx.get(f"{stack.dashboard}/api/jobs/").json()) == len(report["stages"]) - 2  # no new job
+
+
+def test_the_alias_switches_a_running_endpoint_once_the_gates_are_passed(stack: local.Stack) -> None:
+    """A second version of the same weights has no index yet, and was not evaluated."""
+    registry, seen, failed, over = Registry(stack.mlflow), set[str](), list[str](), threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            answer = search(stack, "red striped mug")
+            if answer.status_code == 200:
+                seen.add(answer.json()["model"]["version"])
+            else:
+                failed.append(answer.text)
+
+    def live() -> dict[str, Any]:
+        return dict(httpx.get(f"{stack.endpoint}/release", timeout=30).json())
+
+    first = registry.resolve("askew-demo", "1")
+    model = registry.download(first, stack.home / "again")
+    second = registry.register("askew-demo", model, registry.start_run("again", "again", {}, {}), {})
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            registry.promote(second)
+            refused = until(
+                lambda: (live()["candidate"] or {}).get("state") == "refused" and live(), "a refusal", 90
+            )
+            assert refused["candidate"]["reasons"][0].startswith("quality: wanted")
+            assert registry.resolve("askew-demo", "2").index == first.index  # built by a job meanwhile
+            promote(PromoteSettings(model="askew-demo", version="2", tracking_uri=stack.mlflow, force=True))
+            until(lambda: live()["model"]["version"] == "2", "version 2 live", 60)
+            registry.promote(first)
+            until(lambda: live()["model"]["version"] == "1", "version 1 live again", 10)
+        finally:
+            over.set()
+        for one in asking:
+            one.result()
+    assert (failed, seen) == ([], {"1", "2"})
+    api = f"{stack.mlflow}/api/2.0/mlflow/model-versions/get"
+    told = httpx.get(api, params={"name": "askew-demo", "version": "2"}).json()["model_version"]
+    until(
+        lambda: "live at" in registry.resolve("askew-demo", "1").tags.get("askew.endpoint.search", ""), "told", 10
+    )
+    assert "**search**: " in told["description"]
 
 
 def test_a_stage_that_fails_says_why_and_leaves_nothing(stack: local.Stack, tmp_path: Path) -> None:

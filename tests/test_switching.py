@@ -20,8 +20,8 @@ from askew.holding import Holder
 from askew.inputs import Tokens
 from askew.models import Model
 from askew.registry import CHAMPION, Registry, Version
-from askew.releases import Release, find
-from askew.switching import FORCE, Switch, Watched
+from askew.releases import FORCE, Release, find
+from askew.switching import Switch, Watched
 from askew.towers import TowerSettings, TwoTower
 
 KINDS = ("ingress", "encoder", "items", "shard-0")
@@ -200,7 +200,7 @@ def test_what_does_not_fit_together_is_refused_where_the_person_looks(world: Wor
         await world.until(lambda: "refused at" in world.on_the_page(two).get("askew.endpoint.search", ""))
         assert re.search(said, world.on_the_page(two)["askew.endpoint.search"])
         assert re.search(said, "; ".join(world.told["candidate"]["reasons"]))
-        assert [r["askew.event"] for r in world.runs()] == ["refused"]
+        await world.until(lambda: [r["askew.event"] for r in world.runs()] == ["refused"])
         world.registry.promote(one)
         await world.until(lambda: world.told["candidate"] is None)
 

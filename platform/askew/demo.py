@@ -96,15 +96,18 @@ class Demo:
         when = "done before" if done_before else f"{seconds:.0f} s"
         console.print(f"[green]✓[/] {name:<9} {result['rows']:>9,} rows   {when}")
 
-    def deploy(self, version: str) -> None:
-        """Deploy the endpoint, unless it serves this version already."""
+    def deploy(self, version: str, triplets: str, root: Path) -> None:
+        """Deploy the endpoint, unless it serves this version already.
+
+        A version that the alias comes to later gets its index built from the same triplets.
+        """
         started = time.monotonic()
         live = _release(self.stack)
         if not (done_before := live is not None and live["model"]["version"] == version):
             with console.status("deploy …"):
-                local.deploy(
-                    self.stack, ROOT / "serve_configs" / "demo.yaml", f"{MODEL}/{version}/{time.time():.0f}"
-                )
+                args = {"switch": {"build": {"triplets": triplets, "root": str(root)}}}
+                config, mark = ROOT / "serve_configs" / "demo.yaml", f"{MODEL}/{version}/{time.time():.0f}"
+                local.deploy(self.stack, config, mark, args)
                 live = _await_release(self.stack, version)
         assert live is not None
         self._say("deploy", {"rows": live["items"]}, time.monotonic() - started, done_before)
@@ -184,7 +187,7 @@ def run(home: Path, ports: local.Ports, data: Path | None = None, train: Sequenc
         index = demo.stage("index", "index.yaml", **which)
         evaluation = demo.stage("evaluate", "evaluate.yaml", **which, index=index["artifact"])
         demo.stage("promote", "promote.yaml", model=model["model"], version=model["version"])
-        demo.deploy(model["version"])
+        demo.deploy(model["version"], triplets["artifact"], root)
         answers = demo.search(QUERIES if data is None else _sample(Path(triplets["artifact"])))
         report = _report(demo, data, triplets, model, index, evaluation, answers, time.monotonic() - started)
         artifacts.write_text(home / "report.json", json.dumps(report, indent=1))

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from askew import ann, artifacts, datasets, records, segments, tables, tuning
+from askew import ann, artifacts, config, datasets, records, segments, tables, tuning
 from askew.ann import Design, Index, Vectors
 from askew.errors import ArtifactError, DataError
 from askew.models import Model
@@ -265,3 +265,7 @@ class Filler:
 def _part(unit: datasets.Unit, source: int, target: int) -> Path:
     """Where the vectors lie that a range of rows has for a segment."""
     return Path(unit["parts"]) / f"{source:05d}-{target:05d}.npy"
+
+
+if __name__ == "__main__":  # as a job that the endpoint submits
+    config.main(IndexSettings, index, __doc__ or "")

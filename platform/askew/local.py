@@ -386,16 +386,19 @@ def _outcome(stack: Stack, name: str, job: str, lines: Sequence[str], log: Path)
     raise StageError(f"stage {name!r} to succeed", found, f"read {log}")
 
 
-def deploy(stack: Stack, config: Path, mark: str, patience_s: float = 240) -> None:
+def deploy(
+    stack: Stack, config: Path, mark: str, args: Mapping[str, Any] | None = None, patience_s: float = 240
+) -> None:
     """Deploy a Serve config by `serve deploy`, on this stack's port, and wait until it runs.
 
-    Serve does nothing for a config that it has already; another `mark` makes it build the application anew.
+    Serve does nothing for a config that it has already; another `mark` makes it build the application anew. `args`
+    take the place of the config's.
     Raises StageError with the application's message when it fails or takes longer than `patience_s`.
     """
     values = yaml.safe_load(config.read_text(encoding="utf-8"))
     values["http_options"] = {**values.get("http_options", {}), "host": HOST, "port": stack.ports.http}
     for application in values["applications"]:
-        application["args"]["mark"] = mark
+        application["args"] |= {**(args or {}), "mark": mark}
     path, log = stack.home / "serve.yaml", stack.home / "logs" / "deploy.log"
     artifacts.write_text(path, yaml.safe_dump(values, sort_keys=False))
     command = [str(BIN / "serve"), "deploy", "--address", stack.dashboard, str(path)]

@@ -12,7 +12,8 @@ from askew.messages import Served
 from askew.registry import MODEL_KEY, Version
 from askew.segments import Plan
 
-INDEX, RELEASE = "askew.index", "askew.release"  # a version's tags: its index's folder and release identity
+# a version's tags: its index's folder and release identity, and what is set by who promotes it
+INDEX, RELEASE, FORCE, BY = "askew.index", "askew.release", "askew.force", "askew.promoted_by"
 
 
 class Release(Settings):

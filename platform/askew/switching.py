@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from askew import gates, releases, telemetry
+from askew import building, gates, releases, telemetry
+from askew.building import BuildSettings
 from askew.config import Settings
 from askew.errors import AskewError, RegistryError
 from askew.gates import GateSettings, Verdict
 from askew.registry import Registry, Version
-from askew.releases import Release
+from askew.releases import BY, FORCE, Release
 from askew.replicas import Wired
 
-FORCE, BY = "askew.force", "askew.promoted_by"  # a version's tags, set by who promotes it
 EVALUATION = "evaluation/queries.parquet"
 AWAY_S = 3.0  # a replica that has not reported for so long is not waited for
 RETRY_S = 30.0  # after which a preparation is tried again that failed by MLflow or the disk
@@ -42,6 +42,7 @@ class SwitchSettings(Settings):
     previous_s: float = Field(default=600.0, ge=0)  # so long the release before stays in memory
     load_timeout_s: float = Field(default=300.0, gt=0)  # in which every replica must have loaded a release
     gates: GateSettings = GateSettings()
+    build: BuildSettings | None = None  # a version without an index gets one by a Ray job; None: it is refused
     watched_s: float = Field(default=120.0, ge=0)  # so long after a switch the release before comes back, when
     max_failed: float = Field(default=0.02, ge=0, le=1)  # a greater share of searches fails,
     max_slower: float = Field(default=3.0, ge=1)  # or p99 is so many times that of the release before,
@@ -196,8 +197,8 @@ class Switch(Wired):
         return why if time.monotonic() < until else None
 
     def _forced_since(self, version: Version) -> bool:
-        refused = self._candidate is not None and FORCE not in self._candidate[0].tags
-        return FORCE in version.tags and refused
+        refused = self._candidate is not None and not self._candidate[0].tags.get(FORCE)
+        return bool(version.tags.get(FORCE)) and refused
 
     # --- switching -------------------------------------------------------------------------------
 
@@ -208,9 +209,10 @@ class Switch(Wired):
             if (before := self._before) and before.is_of(version) and self._holds(before.key):
                 self._flip(before, version, started, ())
                 return
+            version = await self._indexed(registry, version)
             release = await asyncio.to_thread(self._fetched, registry, version)
             verdicts = await asyncio.to_thread(self._judged, registry, version, release)
-            if refusals := gates.refusals(verdicts, force=FORCE in version.tags):
+            if refusals := gates.refusals(verdicts, force=bool(version.tags.get(FORCE))):
                 raise RefusedReleaseError(refusals)
             self._candidate, self._loading = (version, "loading"), release
             await asyncio.wait_for(self._loaded(release.key), self._settings.load_timeout_s)
@@ -225,6 +227,17 @@ class Switch(Wired):
         finally:
             self._loading = None
         self._refuse(version, why, retry_s, verdicts)
+
+    async def _indexed(self, registry: Registry, version: Version) -> Version:
+        """A version that has an index: where it has none, it is built by a job. Raises StageError."""
+        if releases.INDEX in version.tags or (build := self._settings.build) is None:
+            return version
+        self._candidate = version, "its index is being built"
+        job = (build, self._watched.model, version.version, self._watched.uri)
+        await asyncio.to_thread(building.build, *job)
+        found = await asyncio.to_thread(registry.resolve, version.name, version.version)
+        self._candidate = found, "preparing"
+        return found
 
     def _fetched(self, registry: Registry, version: Version) -> Release:
         model = registry.download(version, self._cache)
@@ -354,7 +367,7 @@ class Switch(Wired):
         tags = {
             "askew.event": event, "askew.model": version.name, "askew.version": version.version,
             "askew.live": self._live.version, "askew.why": why, "askew.endpoint": endpoint,
-            "askew.by": version.tags.get(BY, "someone by MLflow's page or API"),
+            "askew.by": version.tags.get(BY) or "someone by MLflow's page or API",
             **{f"askew.gate.{one.gate}": one.told for one in verdicts},
         }  # fmt: skip
 
@@ -388,4 +401,4 @@ def _identity(version: Version) -> str:
 
 
 def _same(one: Version, other: Version) -> bool:
-    return _identity(one) == _identity(other) and (FORCE in one.tags) == (FORCE in other.tags)
+    return _identity(one) == _identity(other) and one.tags.get(FORCE) == other.tags.get(FORCE)
