@@ -10,7 +10,7 @@ demo_options = --home $(HOME_DIR) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop test check bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos paper-table install dev
+.PHONY: help demo stop test check bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos chaos-release paper-table install dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ bench-encoder: install ## the query encoder compiled and not; OPTIONS='--model f
 
 bench-serve: .venv/installed-bench ## the endpoint under load, and its yardsticks, as one line of JSON; OPTIONS=--quick
 	@$(BIN)/python bench/serve.py $(OPTIONS)
+
+chaos-release: .venv/installed-bench ## move the alias a hundred times under load, as one line of JSON
+	@$(BIN)/python bench/release.py $(OPTIONS)
 
 chaos: .venv/installed-bench ## kill the endpoint's processes under load, as one line of JSON; SEED=1
 	@$(BIN)/python bench/chaos.py $(if $(SEED),--seed $(SEED)) $(OPTIONS)

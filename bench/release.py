@@ -5,8 +5,10 @@ Progress goes to stderr, and the last line of stdout is one JSON object of figur
 Three made-up versions of one model, each with an index of its own, behind one endpoint that follows the alias
 `champion`. Clients search without a pause between the answers, and hold each answer against what the release that
 it names must find: the ids of the ten best, as a search of that release's own files finds them in this process.
-Most switches go to a version that is not in memory, every fifth one back to the one before. Memory is that of all
-replicas together (unique set size), after a fifth of the switches and at the end, when one release is held alone.
+Most switches go to a version that is not in memory, every fifth one back to the one before; in every tenth the process
+that makes the switch is killed by SIGKILL at a random moment of it, and these are not counted in seconds or p99.
+Memory is that of all replicas together (unique set size), after a fifth of the switches and at the end, when one
+release is held alone.
 
     switches          how often the alias was moved, and the endpoint followed
     failed, mixed     answers that were none; that were not those of the release they name
@@ -110,11 +112,17 @@ def live(url: str) -> str:
     return told
 
 
-def moved(registry: Registry, url: str, version: Version) -> float:
-    """Move the alias; returns the seconds until its version is live."""
+def moved(registry: Registry, url: str, version: Version, kill: tuple[bench.Server, float] | None = None) -> float:
+    """Move the alias; returns the seconds until its version is live. `kill` is when the switch dies meanwhile."""
     started = time.monotonic()
     registry.promote(version, CHAMPION)
     while time.monotonic() < started + PATIENCE_S:
+        if kill and time.monotonic() > started + kill[1]:
+            for process in kill[0].processes():
+                with suppress(psutil.Error):
+                    if process.name().startswith("ray::ServeReplica:search:switch"):
+                        process.kill()
+            kill = None
         with suppress(httpx.HTTPError):
             if live(url) == version.version:
                 return time.monotonic() - started
@@ -142,7 +150,7 @@ def measured(server: bench.Server, stack: bench.Cluster, versions: Sequence[Vers
     time.sleep(BEFORE_S)
     first = time.monotonic()
     at, there, back, spans, sizes = 0, list[float](), list[float](), list[tuple[float, float]](), list[int]()
-    before = versions[0]
+    before, chance, killed = versions[0], random.Random(0), 0
     for number in range(switches):
         now = versions[at]
         if number % 5 == 4:
@@ -150,10 +158,17 @@ def measured(server: bench.Server, stack: bench.Cluster, versions: Sequence[Vers
         else:
             wanted, seconds = next(one for one in versions if one not in (now, before)), there
         started = time.monotonic()
-        seconds.append(moved(registry, url, wanted))
-        spans.append((started - 0.5, time.monotonic() + 0.5))
+        kill = (server, 4 * chance.random()) if number % 10 == 2 else None
+        took = moved(registry, url, wanted, kill)
+        if kill:
+            killed += 1
+        else:
+            seconds.append(took)
+            spans.append((started - 0.5, time.monotonic() + 0.5))
         before, at = now, versions.index(wanted)
-        say(f"switch {number + 1}: version {wanted.version} is live after {seconds[-1]:.1f} s")
+        say(
+            f"switch {number + 1}: version {wanted.version} is live after {took:.1f} s{' and a kill' * bool(kill)}"
+        )
         if number % 5 != 3:  # the next one does not go back: let the one before be let go of
             time.sleep(0.3)
         if number + 1 in (max(1, switches // 5), switches):
@@ -167,7 +182,7 @@ def measured(server: bench.Server, stack: bench.Cluster, versions: Sequence[Vers
         during |= (done >= start) & (done <= stop)
     calm = float(np.percentile(ms[done < first], 99))
     return {
-        "switches": len(there) + len(back), "answers": len(ms), "failed": len(asking.seen.failed),
+        "switches": len(there) + len(back) + killed, "killed": killed, "answers": len(ms), "failed": len(asking.seen.failed),
         "mixed": len(asking.seen.mixed),
         "what_failed": asking.seen.failed[:5], "what_mixed": asking.seen.mixed[:5],
         "versions": sorted(asking.seen.versions), "p50_before": float(np.percentile(ms[done < first], 50)),
