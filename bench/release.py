@@ -5,10 +5,10 @@ Progress goes to stderr, and the last line of stdout is one JSON object of figur
 Three made-up versions of one model, each with an index of its own, behind one endpoint that follows the alias
 `champion`. Clients search without a pause between the answers, and hold each answer against what the release that
 it names must find: the ids of the ten best, as a search of that release's own files finds them in this process.
-Most switches go to a version that is not in memory, every fifth one back to the one before; in every tenth the process
-that makes the switch is killed by SIGKILL at a random moment of it, and these are not counted in seconds or p99.
-Memory is that of all replicas together (unique set size), after a fifth of the switches and at the end, when one
-release is held alone.
+Most switches go to a version that is not in memory, every fifth one back to the one before; in every tenth the
+process that makes the switch is killed by SIGKILL at a random moment of it, and these are not counted in seconds or
+p99. Memory is that of all replicas together (unique set size), after a fifth of the switches and at the end, when
+one release is held alone.
 
     switches          how often the alias was moved, and the endpoint followed
     failed, mixed     answers that were none; that were not those of the release they name
@@ -182,7 +182,8 @@ def measured(server: bench.Server, stack: bench.Cluster, versions: Sequence[Vers
         during |= (done >= start) & (done <= stop)
     calm = float(np.percentile(ms[done < first], 99))
     return {
-        "switches": len(there) + len(back) + killed, "killed": killed, "answers": len(ms), "failed": len(asking.seen.failed),
+        "switches": len(there) + len(back) + killed, "killed": killed,
+        "answers": len(ms), "failed": len(asking.seen.failed),
         "mixed": len(asking.seen.mixed),
         "what_failed": asking.seen.failed[:5], "what_mixed": asking.seen.mixed[:5],
         "versions": sorted(asking.seen.versions), "p50_before": float(np.percentile(ms[done < first], 50)),

@@ -163,4 +163,4 @@ class ItemsServer:
 
 
 def _report(switch: DeploymentHandle) -> Any:
-    return Replicas(switch.address.remote).method("report")
+    return Replicas(switch.address.remote, every_s=60).method("report")  # of the switch there is one

@@ -35,6 +35,7 @@ class Holder(Generic[H]):
         self._kind, self._load, self._report, self._every_s = kind, load, report, every_s
         self._id = uuid.uuid4().hex
         self._held: dict[str, H] = {}
+        self._told: list[Release] = []
         self._failed: dict[str, str] = {}
         self._leaving: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
@@ -47,7 +48,7 @@ class Holder(Generic[H]):
             await self._ask()
             if not self.orders:
                 await asyncio.sleep(self._every_s)
-        await self._hold([one for one in self._told() if one.key == self.orders["serve"]])
+        await self._hold([one for one in self._told if one.key == self.orders["serve"]])
         if self.orders["serve"] not in self._held:
             raise RuntimeError(f"release {self.orders['serve']} was not loaded: {self._failed}")
         loop = asyncio.get_running_loop()
@@ -68,7 +69,7 @@ class Holder(Generic[H]):
             await asyncio.sleep(self._every_s)
             try:
                 await self._ask()
-                await self._hold(self._told())
+                await self._hold(self._told)
                 self._let_go()
             except Exception:
                 telemetry.log.exception("holding releases")
@@ -79,12 +80,12 @@ class Holder(Generic[H]):
         report = (self._kind, self._id, list(self._held), dict(self._failed), dict(self.seen()))
         try:
             async with asyncio.timeout_at(deadline):
-                self.orders = await self._report(*report, deadline=deadline)
+                orders = await self._report(*report, deadline=deadline)
+            if orders["hold"] != self.orders.get("hold"):
+                self._told = [Release.model_validate(one) for one in orders["hold"]]
+            self.orders = orders
         except Exception as error:  # whatever became of it, it is up again some time
             telemetry.log.debug("no orders: %s", error)
-
-    def _told(self) -> list[Release]:
-        return [Release.model_validate(one) for one in self.orders["hold"]]
 
     async def _hold(self, wanted: list[Release]) -> None:
         keys = {one.key for one in wanted}
@@ -108,7 +109,7 @@ class Holder(Generic[H]):
 
     def _let_go(self) -> None:
         now = asyncio.get_running_loop().time()
-        told = {one.key for one in self._told()}
+        told = {one.key for one in self._told}
         for key in set(self._held) - told:
             if now - self._leaving.setdefault(key, now) > GRACE_S:
                 del self._held[key], self._leaving[key]

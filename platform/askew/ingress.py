@@ -83,7 +83,7 @@ class Ingress:
         )  # fmt: skip
         self._exact = Comparison("exact", settings_.exact_share)
         self._shadows = dict[str, Comparison]()  # by release
-        report = Replicas(switch.address.remote).method("report")
+        report = Replicas(switch.address.remote, every_s=60).method("report")  # of the switch there is one
         self._holder = Holder("ingress", self._opened, report, settings_.report_every_s)
         await self._holder.start()
         self._live = self._holder[self._holder.orders["serve"]]
