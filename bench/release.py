@@ -5,9 +5,9 @@ Progress goes to stderr, and the last line of stdout is one JSON object of figur
 Three made-up versions of one model, each with an index of its own, behind one endpoint that follows the alias
 `champion`. Clients search without a pause between the answers, and hold each answer against what the release that
 it names must find: the ids of the ten best, as a search of that release's own files finds them in this process.
-Most switches go to a version that is not in memory, every fifth one back to the one before; in every tenth the
-Most switches go to a version that is not in memory, every fifth one back to the one before; in every tenth the
-p99. Memory is that of all replicas together (unique set size), after a fifth of the switches and at the end, when
+Most switches go to a version that is not in memory, every fifth one back to the one before. In every tenth the
+process that makes the switch is killed by SIGKILL at a random moment of it; its seconds and p99 are not counted.
+Memory is that of all replicas together (unique set size), after a fifth of the switches and at the end, when
 one release is held alone.
 
     switches          how often the alias was moved, and the endpoint followed
