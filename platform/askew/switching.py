@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from askew import building, gates, releases, telemetry
@@ -30,6 +31,7 @@ from askew.releases import BY, FORCE, Release
 from askew.replicas import Wired
 
 EVALUATION = "evaluation/queries.parquet"
+SETTLED_S = 1.0  # after so long every replica that lives has reported
 AWAY_S = 3.0  # a replica that has not reported for so long is not waited for
 RETRY_S = 30.0  # after which a preparation is tried again that failed by MLflow or the disk
 EVENTS = 200  # that wait for MLflow; older ones are dropped
@@ -95,7 +97,7 @@ class Switch(Wired):
         self._path = self._cache / f"served-{self._settings.endpoint}.json"
         kept = releases.remembered(self._path, self._watched.deployed)
         self._live, self._before = (kept.now, kept.before) if kept else (Release.model_validate(start), None)
-        self._since, self._note = datetime.now(UTC), ""
+        self._since, self._note, self._began = datetime.now(UTC), "", time.monotonic()
         self._candidate: tuple[Version, str] | None = None  # and what becomes of it
         self._loading: Release | None = None
         self._refused: dict[str, tuple[float, str]] = {}  # by version and index: until when, and why
@@ -146,6 +148,8 @@ class Switch(Wired):
     def _holds(self, key: str) -> bool:
         """Whether all replicas hold a release, of every kind at least one. Raises RuntimeError when one can't."""
         replicas = self._reported()
+        if time.monotonic() < self._began + SETTLED_S:
+            return False
         for one in replicas:
             if key in one.failed:
                 raise RuntimeError(f"{one.kind} could not load it: {one.failed[key]}")
@@ -270,7 +274,7 @@ class Switch(Wired):
         seconds = time.monotonic() - started
         telemetry.log.warning("release %s is live, after %s; it took %.1f s", release.key, old.key, seconds)
         self._record("live", version, f"after version {old.version}", verdicts, {"seconds": seconds})
-        self._start(self._guard(release, old, version, p99))
+        self._start(self._guard(release, old, version, p99, self._counted(release.key)))
 
     def _remember(self) -> None:
         releases.remember(self._path, self._live, self._before, self._watched.deployed)
@@ -282,12 +286,14 @@ class Switch(Wired):
             telemetry.log.warning("version %s is refused, %s stays: %s", version.version, self._live.key, why)
             self._record("refused", version, why, verdicts, {})
 
-    async def _guard(self, release: Release, old: Release, version: Version, p99: float) -> None:
+    async def _guard(
+        self, release: Release, old: Release, version: Version, p99: float, before: tuple[float, float]
+    ) -> None:
         """Watch over the first minutes of a release, and let the one before go in the end."""
         until = time.monotonic() + self._settings.watched_s
         while time.monotonic() < until and self._live is release:
             await asyncio.sleep(0.25)
-            if why := self._trouble(release.key, p99):
+            if why := self._trouble(release.key, p99, before):
                 self._refused[_identity(version)] = float("inf"), f"rolled back: {why}"
                 self._live, self._before, self._since = old, release, datetime.now(UTC)
                 self._candidate = version, "refused"
@@ -300,10 +306,14 @@ class Switch(Wired):
             self._before = None
             self._remember()
 
-    def _trouble(self, key: str, p99_before: float) -> str | None:
-        """What is wrong with a release that is live, if anything is."""
+    def _counted(self, key: str) -> tuple[float, float]:
+        """Searches of a release, and those that failed, since replicas hold it."""
         seen = [one.seen[key] for one in self._reported() if key in one.seen]
-        searches, failed = (sum(one[name] for one in seen) for name in ("searches", "failed"))
+        return sum(one["searches"] for one in seen), sum(one["failed"] for one in seen)
+
+    def _trouble(self, key: str, p99_before: float, counted: tuple[float, float]) -> str | None:
+        """What is wrong with a release since it is live, if anything is."""
+        searches, failed = np.subtract(self._counted(key), counted).tolist()
         if searches < self._settings.least_searches:
             return None
         if failed > self._settings.max_failed * searches:
