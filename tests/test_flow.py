@@ -31,6 +31,7 @@ from askew import demo, local, tables, telemetry
 from askew.errors import StageError
 from askew.metrics import MEASURES
 from askew.models import Model
+from askew.pipeline import KEYS
 from askew.promotion import PromoteSettings, promote
 from askew.registry import Registry
 
@@ -309,6 +310,20 @@ def test_the_alias_switches_a_running_endpoint_once_the_gates_are_passed(stack: 
         lambda: "live at" in registry.resolve("askew-demo", "1").tags.get("askew.endpoint.search", ""), "told", 10
     )
     assert "**search**: " in told["description"]
+
+
+def test_the_pipeline_is_one_job_and_run_again_does_nothing_twice(stack: local.Stack, data: Path) -> None:
+    """Its triplets are those that the demo's own job prepared; all else it makes itself."""
+    places = [f"data={data}", f"root={stack.home / 'artifacts'}", "model=askew-pipeline"]
+    small = [*(f"train.{change}" for change in TRAIN), "train.stages.joint.steps=4", "train.num_workers=1"]
+    command = ["python", "jobs/pipeline.py", "jobs/pipeline.yaml", *places, *small, "evaluate.modality=false"]
+    first, second = (local.submit(stack, "pipeline", "0" * 12, command, ROOT) for _ in range(2))
+    done = [name for name, stage in first["stages"].items() if not stage["skipped"]]
+    assert done == ["train", "index", "evaluate", "promote"]
+    assert all(stage["skipped"] for stage in second["stages"].values())
+    assert (second["version"], second["keys"]) == ("1", first["keys"])
+    version = Registry(stack.mlflow).resolve("askew-pipeline", "challenger")
+    assert (version.version, json.loads(version.tags[KEYS])) == ("1", first["keys"])
 
 
 def test_a_stage_that_fails_says_why_and_leaves_nothing(stack: local.Stack, tmp_path: Path) -> None:
