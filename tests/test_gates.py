@@ -106,7 +106,7 @@ def test_a_good_release_passes_every_gate(made: tuple[Path, Path], tmp_path: Pat
     assert told["latency"] == "latency: wanted at most 2.5 ms a query; found 2.5 ms a query"
     assert told["memory"] == "memory: wanted at most 6 GiB; found 6 GiB"
     assert told["parity"].endswith("found 1.000000")
-    assert told["quality"].endswith("found +0.0000, p 1.0000, of 20 queries")
+    assert told["quality"].endswith(": +0.0000, p 1.0000, of 20 queries")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_model_that_is_surely_worse_than_the_champion_is_refused(
     verdicts = judge(*made, GateSettings(), own, champion)
     verdict = of(verdicts, "quality")
     wanted = paired_bootstrap(np.array(drawn(40, lead, seed=2)), np.array(drawn(40)))
-    assert verdict.found == f"{wanted['difference']:+.4f}, p {wanted['p']:.4f}, of 40 queries"
+    assert verdict.found.endswith(f": {wanted['difference']:+.4f}, p {wanted['p']:.4f}, of 40 queries")
     assert refusals(verdicts) == ([] if holds else [verdict])
     assert refusals(verdicts, force=True) == []
 
@@ -253,7 +253,7 @@ def test_a_model_that_is_worse_by_chance_is_not_refused(made: tuple[Path, Path],
     own = evaluation(tmp_path / "own", values)
     found = quality(made, own, champion)
     assert found.holds
-    assert found.found.startswith("-0.0050, p ")
+    assert ": -0.0050, p " in found.found
     p = float(found.found.split()[2].rstrip(","))
     assert 0.05 < p < 0.99
     assert not quality(made, own, champion, alpha=0.995).holds
@@ -262,7 +262,7 @@ def test_a_model_that_is_worse_by_chance_is_not_refused(made: tuple[Path, Path],
 def test_the_model_s_own_ranking_is_compared(made: tuple[Path, Path], tmp_path: Path) -> None:
     """A model with a header is its ranking "adaptive", though it has one by "fused", too."""
     own, champion = evaluation(tmp_path / "own", [0.9] * 20, "adaptive"), evaluation(tmp_path / "c", [0.6] * 20)
-    assert quality(made, own, champion).found.startswith("+0.3000")
+    assert quality(made, own, champion).found.startswith("0.9000, where the champion has 0.6000: +0.3000")
     assert not quality(made, champion, own).holds
 
 
@@ -278,7 +278,7 @@ def test_queries_are_matched_and_too_few_hold(made: tuple[Path, Path], tmp_path:
 def test_queries_in_another_order_are_compared_one_by_one(made: tuple[Path, Path], tmp_path: Path) -> None:
     champion = evaluation(tmp_path / "champion", drawn(40))
     pq.write_table(pq.read_table(champion).take(np.arange(40)[::-1]), tmp_path / "own")
-    assert quality(made, tmp_path / "own", champion).found == "+0.0000, p 1.0000, of 40 queries"
+    assert quality(made, tmp_path / "own", champion).found.endswith(": +0.0000, p 1.0000, of 40 queries")
 
 
 def test_an_evaluation_is_needed_where_the_champion_has_one(made: tuple[Path, Path], tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from askew import artifacts, releases, segments, switching
+from askew.errors import RegistryError
 from askew.gates import Verdict
 from askew.holding import Holder
 from askew.inputs import Tokens
 from askew.models import Model
 from askew.registry import CHAMPION, Registry, Version
 from askew.releases import FORCE, Release, find
+from askew.serving import ServingSettings, first
 from askew.switching import Switch, Watched
 from askew.towers import TowerSettings, TwoTower
 
@@ -151,8 +153,9 @@ def test_the_alias_makes_a_version_live_with_its_index_and_back_at_once(world: W
         assert [(r["askew.event"], r["askew.version"], r["askew.live"]) for r in world.runs()] == [
             ("live", "2", "2"), ("live", "1", "1"),
         ]  # fmt: skip
-        assert world.on_the_page(two)["askew.endpoint.search"].startswith("live at 20")
-        assert "live at" in world.on_the_page(one)["description"]
+        await world.until(lambda: not world.switch._events)
+        assert world.on_the_page(two)["askew.endpoint.search"].startswith("not live since 20")
+        assert "**Endpoint search**: live since 20" in world.on_the_page(one)["description"]
 
     run(scenario())
 
@@ -165,7 +168,8 @@ def test_the_release_before_goes_after_its_time(world: World) -> None:
         await world.until(lambda: world.live == "2")
         await world.until(lambda: world.told["previous"] is None)
         assert {len(h.orders["hold"]) for h in world.holders.values()} <= {1, 2}
-        kept = releases.remembered(world.root / "cache" / "served-search.json")
+        where = releases.memory(world.root / "cache", world.uri, world.name, "search")
+        kept = releases.remembered(where)
         assert kept is not None
         assert (kept.now.version, kept.before) == ("2", None)
 
@@ -197,7 +201,7 @@ def test_what_does_not_fit_together_is_refused_where_the_person_looks(world: Wor
         world.registry.promote(two)
         await world.until(lambda: (world.told["candidate"] or {}).get("state") == "refused")
         assert world.live == "1"
-        await world.until(lambda: "refused at" in world.on_the_page(two).get("askew.endpoint.search", ""))
+        await world.until(lambda: "refused since" in world.on_the_page(two).get("askew.endpoint.search", ""))
         assert re.search(said, world.on_the_page(two)["askew.endpoint.search"])
         assert re.search(said, "; ".join(world.told["candidate"]["reasons"]))
         await world.until(lambda: [r["askew.event"] for r in world.runs()] == ["refused"])
@@ -205,6 +209,51 @@ def test_what_does_not_fit_together_is_refused_where_the_person_looks(world: Wor
         await world.until(lambda: world.told["candidate"] is None)
 
     run(scenario())
+
+
+def test_what_a_person_wrote_of_a_version_stays(world: World) -> None:
+    async def scenario() -> None:
+        one, two = world.version(1), world.version(2)
+        world.registry.describe(two, "Trained on autumn's clicks.\n\nAsk Ada.")
+        world.registry.promote(two)
+        await world.start(one)
+        for live, alias in (("2", one), ("1", two), ("2", None)):
+            await world.until(lambda live=live: world.live == live)
+            if alias:
+                world.registry.promote(alias)
+        await world.until(lambda: len(world.runs()) == 3 and not world.switch._events)
+        told = world.on_the_page(two)["description"].split("\n\n")
+        assert told[:2] == ["Trained on autumn's clicks.", "Ask Ada."]
+        assert [part[:31] for part in told[2:]] == ["**Endpoint search**: live since"]
+        told = world.on_the_page(one)["description"].split("\n\n")
+        assert [part[:35] for part in told] == ["**Endpoint search**: not live since"]
+
+    run(scenario())
+
+
+def test_an_endpoint_starts_on_what_it_served_last(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the alias is on now has to pass the gates first; without MLflow there is nothing else."""
+    one, two, cache = world.version(1), world.version(2), world.root / "cache"
+    cache.mkdir()
+    settings = ServingSettings(model=world.name, tracking_uri=world.uri, num_shards=1)
+    world.registry.promote(two)
+    assert first(settings, cache).version == "2"  # it never served before
+    where = releases.memory(cache, world.uri, world.name, "search")
+    releases.remember(where, kept := world.release(one), None, "d")
+    assert first(settings, cache) == kept
+    assert first(settings.model_copy(update={"version": "2"}), cache).version == "2"
+    down = settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    with pytest.raises(RegistryError):
+        first(down, cache)
+    releases.remember(releases.memory(cache, down.tracking_uri, world.name, "search"), kept, None, "d")
+    assert first(down, cache) == kept
+    assert "version 1, which was served last, is served" in capsys.readouterr().out
+    releases.remember(where, kept.model_copy(update={"index": str(world.root / "gone")}), None, "d")
+    assert first(settings, cache).version == "2"
+    releases.remember(where, kept.model_copy(update={"model_key": "other"}), None, "d")
+    assert first(settings, cache).version == "2"
+    where.write_text("{")
+    assert first(settings, cache).version == "2"
 
 
 def flip(path: Path) -> None:
@@ -229,12 +278,13 @@ def test_force_goes_past_the_gates_of_quality_alone(
         world.registry.promote(two)
         await world.start(one)
         await world.until(lambda: (world.told["candidate"] or {}).get("state") == "refused")
-        assert world.told["candidate"]["reasons"] == ["recall: wanted at least 0.95", "found 0.9"]
+        assert world.told["candidate"]["reasons"] == ["recall: wanted at least 0.95; found 0.9"]
         world.registry.tag(two, {FORCE: "1"})
         if not hard:
             await world.until(lambda: world.live == "2")
             await world.until(lambda: len(world.runs()) == 2)
-            assert "recall: wanted" in world.runs()[1]["askew.gate.recall"]
+            assert world.runs()[1]["askew.gate.recall"] == "REFUSED: wanted at least 0.95; found 0.9"
+            assert "--force" in world.runs()[0]["askew.why"]
         else:
             await asyncio.sleep(1)
             assert world.live == "1"
@@ -404,8 +454,8 @@ def test_two_endpoints_on_one_registry_do_not_mind_each_other(world: World, tmp_
         await other.until(lambda: (other.told["candidate"] or {}).get("state") == "refused")
         await world.until(lambda: len(world.runs()) == 2)
         page = world.on_the_page(two)
-        assert page["askew.endpoint.here"].startswith("live at")
-        assert page["askew.endpoint.there"].startswith("refused at")
+        assert page["askew.endpoint.here"].startswith("live since")
+        assert page["askew.endpoint.there"].startswith("refused since")
 
     run(scenario())
 

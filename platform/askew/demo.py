@@ -97,18 +97,21 @@ class Demo:
         console.print(f"[green]✓[/] {name:<9} {result['rows']:>9,} rows   {when}")
 
     def deploy(self, version: str, triplets: str, root: Path) -> None:
-        """Deploy the endpoint, unless it serves this version already.
+        """Deploy the endpoint, unless it runs already, and wait until it serves this version.
 
         A version that the alias comes to later gets its index built from the same triplets.
         """
         started = time.monotonic()
         live = _release(self.stack)
-        if not (done_before := live is not None and live["model"]["version"] == version):
-            with console.status("deploy …"):
-                args = {"switch": {"build": {"triplets": triplets, "root": str(root)}}}
-                config, mark = ROOT / "serve_configs" / "demo.yaml", f"{MODEL}/{version}/{time.time():.0f}"
-                local.deploy(self.stack, config, mark, args)
-                live = _await_release(self.stack, version)
+        done_before = live is not None and live["model"]["version"] == version
+        args = {
+            "cache": str(self.home / "models"), "switch": {"build": {"triplets": triplets, "root": str(root)}},
+        }  # fmt: skip
+        with console.status("deploy …"):
+            if live is None or self.memo.get("deploy") != args:
+                local.deploy(self.stack, ROOT / "serve_configs" / "demo.yaml", f"{time.time():.0f}", args)
+                self._remember("deploy", args)
+            live = _await_release(self.stack, version)
         assert live is not None
         self._say("deploy", {"rows": live["items"]}, time.monotonic() - started, done_before)
         self.stages["deploy"]["shards"] = live["shards"]

@@ -50,6 +50,11 @@ class Verdict(Settings):
         """The verdict as a line."""
         return f"{self.gate}: wanted {self.wanted}; found {self.found}"
 
+    @property
+    def judged(self) -> str:
+        """The verdict as a line, without its gate's name."""
+        return f"{'passed' if self.holds else 'REFUSED'}: wanted {self.wanted}; found {self.found}"
+
 
 def judge(
     model: Path, index: Path, settings: GateSettings, own: Path | None = None, champion: Path | None = None
@@ -159,7 +164,8 @@ def _quality(own: Path | None, champion: Path | None, settings: GateSettings) ->
     a, b = (np.array([values[query] for query in shared]) for values in (ours, theirs))
     compared = metrics.paired_bootstrap(a, b)
     holds = compared["difference"] >= 0 or compared["p"] >= settings.alpha
-    return holds, f"{compared['difference']:+.4f}, p {compared['p']:.4f}, of {len(shared)} queries"
+    means = f"{a.mean():.4f}, where the champion has {b.mean():.4f}"
+    return holds, f"{means}: {compared['difference']:+.4f}, p {compared['p']:.4f}, of {len(shared)} queries"
 
 
 def _values(path: Path) -> dict[tuple[str, str], float]:

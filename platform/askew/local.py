@@ -125,6 +125,7 @@ class Stack(Settings):
         stats, metrics, fallback, fallback_grpc = free_ports(4)
         return {
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # or logs come a thousand lines late
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # askew's own tell what is answered; yet it takes the port

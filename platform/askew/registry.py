@@ -47,6 +47,7 @@ class Version(Settings):
     run_id: str
     source: str
     tags: dict[str, str]
+    description: str = ""
 
     @property
     def index(self) -> Path:
@@ -293,7 +294,7 @@ def _there(versions: Mapping[str, Version], aliases: Mapping[str, str]) -> str:
 def _version(found: Any) -> Version:
     return Version(
         name=found.name, version=str(found.version), run_id=found.run_id or "",
-        source=found.source, tags=dict(found.tags),
+        source=found.source, tags=dict(found.tags), description=found.description or "",
     )  # fmt: skip
 
 

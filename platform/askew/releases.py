@@ -46,7 +46,13 @@ class Release(Settings):
 
     def is_of(self, version: Version) -> bool:
         """Whether it is this version with the index that the version has now."""
-        return (self.version, self.index) == (version.version, version.tags.get(INDEX))
+        of = version.tags.get(MODEL_KEY), version.tags.get(INDEX)
+        return (self.version, self.model_key, self.index) == (version.version, *of)
+
+    @property
+    def there(self) -> bool:
+        """Whether its files are where they were."""
+        return Path(self.model).is_dir() and Path(self.index).is_dir()
 
 
 def find(version: Version, num_shards: int, model: Path) -> Release:
@@ -84,6 +90,11 @@ class Kept(Settings):
     deployed: str
     now: Release
     before: Release | None = None
+
+
+def memory(cache: Path, uri: str, model: str, endpoint: str) -> Path:
+    """Name the file in which an endpoint keeps what it serves."""
+    return cache / f"served-{artifacts.key(endpoint, {'uri': uri, 'model': model}, {})[:12]}.json"
 
 
 def remembered(path: Path, deployed: str | None = None) -> Kept | None:

@@ -116,14 +116,32 @@ def build(settings: ServingSettings) -> serve.Application:
 
 
 def first(settings: ServingSettings, cache: Path) -> Release:
-    """Find the release that an endpoint starts with: that of the alias, or what was served last without MLflow."""
+    """Find the release that an endpoint starts with: what it served last, else that of the alias.
+
+    The alias may be on a version that was refused, or that nobody has judged yet: the switch sees to it. Where the
+    endpoint serves a version by its number, or never served before, there is nothing to keep. Without MLflow, what
+    was served last is all there is.
+    """
+    kept = releases.remembered(
+        releases.memory(cache, settings.tracking_uri, settings.model, settings.switch.endpoint)
+    )
+    now = kept.now if kept and kept.now.there and len(kept.now.sizes) == settings.num_shards else None
     try:
         registry = Registry(settings.tracking_uri)
-        version = registry.resolve(settings.model, settings.version)
-        return releases.find(version, settings.num_shards, registry.download(version, cache))
     except RegistryError as error:
-        kept = releases.remembered(cache / f"served-{settings.switch.endpoint}.json")
-        if kept is None or kept.now.name != settings.model or len(kept.now.sizes) != settings.num_shards:
+        if now is None:
             raise
-        print(f"askew: warning: {error}; version {kept.now.version}, which was served last, is served", flush=True)
-        return kept.now
+        print(f"askew: warning: {error}; version {now.version}, which was served last, is served", flush=True)
+        return now
+    if now and not settings.version.isdecimal() and _is_there(registry, now):
+        return now
+    version = registry.resolve(settings.model, settings.version)
+    return releases.find(version, settings.num_shards, registry.download(version, cache))
+
+
+def _is_there(registry: Registry, release: Release) -> bool:
+    """Whether MLflow has the version of a release still."""
+    try:
+        return release.is_of(registry.resolve(release.name, release.version))
+    except RegistryError:
+        return False

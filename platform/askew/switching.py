@@ -94,13 +94,13 @@ class Switch(Wired):
         """Take what is live at first; `watches` is false where a version is named by its number."""
         self._settings, self._watched = SwitchSettings.model_validate(settings), Watched(*watched)
         self._cache = Path(self._watched.cache)
-        self._path = self._cache / f"served-{self._settings.endpoint}.json"
+        self._path = releases.memory(self._cache, self._watched.uri, self._watched.model, self._settings.endpoint)
         kept = releases.remembered(self._path, self._watched.deployed)
         self._live, self._before = (kept.now, kept.before) if kept else (Release.model_validate(start), None)
         self._since, self._note, self._began = datetime.now(UTC), "", time.monotonic()
         self._candidate: tuple[Version, str] | None = None  # and what becomes of it
         self._loading: Release | None = None
-        self._refused: dict[str, tuple[float, str]] = {}  # by version and index: until when, and why
+        self._refused: dict[str, tuple[float, list[str]]] = {}  # by version and index: until when, and why
         self._shadow: Release | None = None
         self._shadowing = ""  # the version and index that were last tried as shadow
         self._shadow_told = 0.0
@@ -132,7 +132,7 @@ class Switch(Wired):
             version, state = self._candidate
             candidate = {"version": version.version, "state": state, "reasons": []}
             if why := self._why(version):
-                candidate |= {"state": "refused", "reasons": why.split("; ")}
+                candidate |= {"state": "refused", "reasons": why}
         before = self._before.version if self._before else None
         return {
             "since": f"{self._since:%Y-%m-%dT%H:%M:%SZ}", "previous": before, "candidate": candidate,
@@ -186,7 +186,7 @@ class Switch(Wired):
             self._refused.clear()  # a version is tried again when the alias comes to it again
         elif busy and self._candidate and _same(self._candidate[0], wanted):
             pass
-        elif self._why(wanted) is None or self._forced_since(wanted):
+        elif not self._why(wanted) or self._forced_since(wanted):
             if busy and self._switching:
                 self._switching.cancel()
             self._candidate = wanted, "preparing"
@@ -195,10 +195,10 @@ class Switch(Wired):
     def _reached(self) -> Registry:
         return self._registry or Registry(self._watched.uri)
 
-    def _why(self, version: Version) -> str | None:
+    def _why(self, version: Version) -> list[str]:
         """Why a version is refused, if it is."""
-        until, why = self._refused.get(_identity(version), (0.0, None))
-        return why if time.monotonic() < until else None
+        until, why = self._refused.get(_identity(version), (0.0, []))
+        return why if time.monotonic() < until else []
 
     def _forced_since(self, version: Version) -> bool:
         refused = self._candidate is not None and not self._candidate[0].tags.get(FORCE)
@@ -223,11 +223,13 @@ class Switch(Wired):
             self._flip(release, version, started, verdicts)
             return
         except TimeoutError:
-            why = f"not every replica had loaded it within {self._settings.load_timeout_s:g} s"
+            why = [f"not every replica had loaded it within {self._settings.load_timeout_s:g} s"]
         except (RegistryError, OSError) as error:
-            why, retry_s = str(error), RETRY_S
-        except (AskewError, RefusedReleaseError, RuntimeError) as error:
-            why = str(error)
+            why, retry_s = [str(error)], RETRY_S
+        except RefusedReleaseError as error:
+            why = [one.told for one in error.verdicts]
+        except (AskewError, RuntimeError) as error:
+            why = [str(error)]
         finally:
             self._loading = None
         self._refuse(version, why, retry_s, verdicts)
@@ -273,18 +275,25 @@ class Switch(Wired):
         self._remember()
         seconds = time.monotonic() - started
         telemetry.log.warning("release %s is live, after %s; it took %.1f s", release.key, old.key, seconds)
-        self._record("live", version, f"after version {old.version}", verdicts, {"seconds": seconds})
+        how = "back from memory, " if not verdicts else ""
+        self._record("live", version, f"{how}in place of version {old.version}", verdicts, {"seconds": seconds})
+        self._tell_replaced(old, version)
         self._start(self._guard(release, old, version, p99, self._counted(release.key)))
 
     def _remember(self) -> None:
         releases.remember(self._path, self._live, self._before, self._watched.deployed)
 
-    def _refuse(self, version: Version, why: str, retry_s: float, verdicts: Sequence[Verdict]) -> None:
+    def _refuse(self, version: Version, why: list[str], retry_s: float, verdicts: Sequence[Verdict]) -> None:
         again = _identity(version) in self._refused
         self._refused[_identity(version)] = time.monotonic() + retry_s, why
         if not again:
-            telemetry.log.warning("version %s is refused, %s stays: %s", version.version, self._live.key, why)
-            self._record("refused", version, why, verdicts, {})
+            told = "; ".join(why)
+            telemetry.log.warning("version %s is refused, %s stays: %s", version.version, self._live.key, told)
+            force = f"askew promote {version.name} {version.version} --force"
+            soft = bool(verdicts) and not any(one.hard for one in verdicts if not one.holds)
+            do = f", or serve it all the same by `{force}`" if soft and retry_s == float("inf") else ""
+            stays = f"Version {self._live.version} stays live. Move the alias back{do}."
+            self._record("refused", version, f"{told}. {stays}", verdicts, {})
 
     async def _guard(
         self, release: Release, old: Release, version: Version, p99: float, before: tuple[float, float]
@@ -294,7 +303,7 @@ class Switch(Wired):
         while time.monotonic() < until and self._live is release:
             await asyncio.sleep(0.25)
             if why := self._trouble(release.key, p99, before):
-                self._refused[_identity(version)] = float("inf"), f"rolled back: {why}"
+                self._refused[_identity(version)] = float("inf"), [f"rolled back: {why}"]
                 self._live, self._before, self._since = old, release, datetime.now(UTC)
                 self._candidate = version, "refused"
                 self._remember()
@@ -371,24 +380,30 @@ class Switch(Wired):
     def _record(
         self, event: str, version: Version, why: str, verdicts: Sequence[Verdict], figures: Mapping[str, float]
     ) -> None:
-        """Tell MLflow, as soon as it answers: a run of the endpoint's history, and tags of the version."""
-        when, endpoint = datetime.now(UTC), self._settings.endpoint
-        told = f"{event} at {when:%Y-%m-%d %H:%M:%S} UTC: {why}"
+        """Tell MLflow, as soon as it answers: a run of the endpoint's history, and the version."""
+        told = f"{event} since {_now()}: {why}"
         tags = {
             "askew.event": event, "askew.model": version.name, "askew.version": version.version,
-            "askew.live": self._live.version, "askew.why": why, "askew.endpoint": endpoint,
-            "askew.by": version.tags.get(BY) or "someone by MLflow's page or API",
-            **{f"askew.gate.{one.gate}": one.told for one in verdicts},
+            "askew.live": self._live.version, "askew.why": why, "askew.endpoint": self._settings.endpoint,
+            "askew.by": version.tags.get(BY) or "someone by MLflow's page or API", "mlflow.note.content": told,
+            **{f"askew.gate.{one.gate}": one.judged for one in verdicts},
         }  # fmt: skip
 
         def record(registry: Registry) -> None:
-            with contextlib.suppress(RegistryError):  # a version may have been deleted meanwhile
-                registry.tag(version, {f"askew.endpoint.{endpoint}": told})
-                registry.describe(version, f"**{endpoint}**: {told}")
+            _tell(registry, version, self._settings.endpoint, told)
             name = f"version {version.version} {event}"
             run = registry.start_run(f"{version.name}-releases", name, {}, tags)
-            registry.log_metrics(run, figures)
-            registry.end_run(run)
+            registry.log_metrics(run, {name: round(value, 3) for name, value in figures.items()})
+            registry.end_run(run, ok="refused" not in event and event != "rolled back")
+
+        self._events.append(record)
+
+    def _tell_replaced(self, old: Release, by: Version) -> None:
+        told = f"not live since {_now()}: version {by.version} took its place"
+
+        def record(registry: Registry) -> None:
+            with contextlib.suppress(RegistryError):  # it may have been deleted
+                _tell(registry, registry.resolve(old.name, old.version), self._settings.endpoint, told)
 
         self._events.append(record)
 
@@ -404,6 +419,19 @@ def _ended(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
     tasks.discard(task)
     if not task.cancelled() and (error := task.exception()):
         telemetry.log.error("switching: %r", error)
+
+
+def _tell(registry: Registry, version: Version, endpoint: str, told: str) -> None:
+    """Say something of a version on its page, in the place of what was said before; what people wrote stays."""
+    with contextlib.suppress(RegistryError):  # it may have been deleted meanwhile
+        registry.tag(version, {f"askew.endpoint.{endpoint}": told})
+        start, there = f"**Endpoint {endpoint}**:", registry.resolve(version.name, version.version).description
+        others = [part for part in there.split("\n\n") if part and not part.startswith(start)]
+        registry.describe(version, "\n\n".join([*others, f"{start} {told}"]))
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _identity(version: Version) -> str:
