@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
 import yaml
 from pydantic import Field
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -34,7 +35,7 @@ def build(settings: BuildSettings, model: str, version: str, uri: str) -> None:
     }  # fmt: skip
     content = json.dumps(values, sort_keys=True)
     prefix = f"index-{model}-{version}-{hashlib.sha256(content.encode()).hexdigest()[:8]}-"
-    client = JobSubmissionClient()
+    client = JobSubmissionClient(ray.get_runtime_context().gcs_address)  # of the cluster that this runs in
     ours = [job for job in client.list_jobs() if str(job.submission_id).startswith(prefix)]
     under_way = [str(job.submission_id) for job in ours if not job.status.is_terminal()]
     if under_way:
