@@ -158,10 +158,10 @@ def measured(server: bench.Server, stack: bench.Cluster, versions: Sequence[Vers
         else:
             wanted, seconds = next(one for one in versions if one not in (now, before)), there
         started = time.monotonic()
-        kill = (server, 4 * chance.random()) if number % 10 == 2 else None
+        kill = (server, 1.2 * chance.random()) if number % 10 == 2 else None
         took = moved(registry, url, wanted, kill)
         if kill:
-            killed += 1
+            killed += took > kill[1]
         else:
             seconds.append(took)
             spans.append((started - 0.5, time.monotonic() + 0.5))
@@ -182,7 +182,7 @@ def measured(server: bench.Server, stack: bench.Cluster, versions: Sequence[Vers
         during |= (done >= start) & (done <= stop)
     calm = float(np.percentile(ms[done < first], 99))
     return {
-        "switches": len(there) + len(back) + killed, "killed": killed,
+        "switches": switches, "killed": killed,
         "answers": len(ms), "failed": len(asking.seen.failed),
         "mixed": len(asking.seen.mixed),
         "what_failed": asking.seen.failed[:5], "what_mixed": asking.seen.mixed[:5],

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -34,6 +34,8 @@ EVALUATION = "evaluation/queries.parquet"
 SETTLED_S = 1.0  # after so long every replica that lives has reported
 AWAY_S = 3.0  # a replica that has not reported for so long is not waited for
 RETRY_S = 30.0  # after which a preparation is tried again that failed by MLflow or the disk
+PATIENCE_S = 60.0  # of one question to MLflow, which gives up by itself much sooner
+T = TypeVar("T")
 EVENTS = 200  # that wait for MLflow; older ones are dropped
 
 
@@ -110,6 +112,7 @@ class Switch(Wired):
         self._switching: asyncio.Task[None] | None = None
         self._registry: Registry | None = None
         self._remember()
+        self._start(self._telling())
         self._start(self._watching()) if watches else None
 
     # --- replicas --------------------------------------------------------------------------------
@@ -164,8 +167,8 @@ class Switch(Wired):
                 await self._look()
                 await self._look_for_shadow()
                 self._note = ""
-            except RegistryError as error:  # what is live stays so
-                self._registry, self._note = None, f"MLflow: {error}"
+            except (RegistryError, TimeoutError) as error:  # what is live stays so
+                self._registry, self._note = None, f"MLflow: {error or 'no answer'}"
                 telemetry.warner.warn("mlflow", self._note)
             except Exception:
                 telemetry.log.exception("watching the alias")
@@ -173,11 +176,8 @@ class Switch(Wired):
 
     async def _look(self) -> None:
         """See which version bears the alias, and begin to switch to it where it is another one."""
-        self._registry = registry = await asyncio.to_thread(self._reached)
-        while self._events:
-            await asyncio.to_thread(self._events[0], registry)
-            self._events.popleft()
-        wanted = await asyncio.to_thread(registry.aliased, self._watched.model, self._watched.alias)
+        self._registry = registry = await _within(self._reached)
+        wanted = await _within(registry.aliased, self._watched.model, self._watched.alias)
         busy = self._switching is not None and not self._switching.done()
         if wanted is None or self._live.is_of(wanted):
             if busy and self._switching:
@@ -340,7 +340,7 @@ class Switch(Wired):
     async def _look_for_shadow(self) -> None:
         """See which version bears the alias of the shadow, and tell MLflow how it does."""
         assert self._registry
-        wanted = await asyncio.to_thread(self._registry.aliased, self._watched.model, self._settings.shadow)
+        wanted = await _within(self._registry.aliased, self._watched.model, self._settings.shadow)
         if wanted is None or self._live.is_of(wanted):
             self._shadow, self._shadowing = None, ""
         elif self._shadowing != _identity(wanted):
@@ -376,6 +376,24 @@ class Switch(Wired):
         self._record("in the shadow", version, why, (), {"compared": compared, "failed": failed, **means})
 
     # --- what MLflow is told ---------------------------------------------------------------------
+
+    async def _telling(self) -> None:
+        """Tell MLflow what happened, in its order, as soon as it answers."""
+        while True:
+            await asyncio.sleep(self._settings.watch_every_s)
+            try:
+                registry = await _within(Registry, self._watched.uri) if self._events else None
+                while registry and self._events:
+                    event = self._events.popleft()
+                    try:
+                        await _within(event, registry)
+                    except (RegistryError, TimeoutError):
+                        self._events.appendleft(event)
+                        raise
+            except (RegistryError, TimeoutError):
+                pass  # the watch says that MLflow does not answer
+            except Exception:
+                telemetry.log.exception("telling MLflow")
 
     def _record(
         self, event: str, version: Version, why: str, verdicts: Sequence[Verdict], figures: Mapping[str, float]
@@ -419,6 +437,11 @@ def _ended(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
     tasks.discard(task)
     if not task.cancelled() and (error := task.exception()):
         telemetry.log.error("switching: %r", error)
+
+
+async def _within(call: Callable[..., T], *what: Any) -> T:
+    """Call what asks MLflow, in a thread. Raises TimeoutError when it hangs, whatever for."""
+    return await asyncio.wait_for(asyncio.to_thread(call, *what), PATIENCE_S)
 
 
 def _tell(registry: Registry, version: Version, endpoint: str, told: str) -> None:
