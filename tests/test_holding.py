@@ -58,6 +58,7 @@ def test_what_is_not_told_any_more_goes_after_a_while(monkeypatch: pytest.Monkey
         switch.live = NEW.key
         await asyncio.sleep(0.1)
         assert OLD.key in one  # searches in it may be under way
+        assert switch.reports["encoder"][0] == [NEW.key]  # and yet nothing new may rely on it
         await until(lambda: OLD.key not in one)
         switch.releases = [NEW, OLD]
         await until(lambda: OLD.key in one)

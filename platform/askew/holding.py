@@ -75,9 +75,13 @@ class Holder(Generic[H]):
                 telemetry.log.exception("holding releases")
 
     async def _ask(self) -> None:
-        """Report, and take orders; without an answer the last ones stand."""
+        """Report, and take orders; without an answer the last ones stand.
+
+        What is in memory but not told any more is not reported: it may be let go of before the next orders come.
+        """
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
-        report = (self._kind, self._id, list(self._held), dict(self._failed), dict(self.seen()))
+        held = [one.key for one in self._told if one.key in self._held]
+        report = (self._kind, self._id, held, dict(self._failed), dict(self.seen()))
         try:
             async with asyncio.timeout_at(deadline):
                 orders = await self._report(*report, deadline=deadline)
