@@ -406,7 +406,7 @@ def test_a_new_deployment_starts_on_what_it_was_given(world: World) -> None:
     ("searches", "failed", "p99", "why"),
     [
         (1000, 30, 10.0, "30 of 1000 searches failed"), (1000, 20, 10.0, None), (99, 99, 10.0, None),
-        (1000, 0, 31.0, "p99 is 31 ms, and was 10 ms before"), (1000, 0, 29.0, None),
+        (1000, 0, 310.0, "p99 is 310 ms, and was 100 ms before"), (1000, 0, 290.0, None),
     ],
 )  # fmt: skip
 def test_a_release_that_fails_or_is_slow_gives_way_to_the_one_before(
@@ -414,7 +414,7 @@ def test_a_release_that_fails_or_is_slow_gives_way_to_the_one_before(
 ) -> None:
     async def scenario() -> None:
         one, two = world.version(1), world.version(2)
-        calm = {"searches": 500.0, "failed": 0.0, "p99": 10.0}
+        calm = {"searches": 500.0, "failed": 0.0, "p99": 100.0}
         now = {"searches": float(searches), "failed": float(failed), "p99": p99}
         await world.start(one, watched_s=1)
         world.seen = {world.release(one).key: calm}
@@ -436,6 +436,21 @@ def test_a_release_that_fails_or_is_slow_gives_way_to_the_one_before(
         world.seen = {}
         world.registry.promote(two)
         await world.until(lambda: world.live == "2")  # a person wants it again
+
+    run(scenario())
+
+
+def test_a_release_that_is_not_live_any_more_brings_nothing_back(world: World) -> None:
+    async def scenario() -> None:
+        versions = [world.version(seed) for seed in range(3)]
+        await world.start(versions[0], watched_s=30)
+        for number in (1, 2):
+            world.registry.promote(versions[number])
+            await world.until(lambda number=number: world.live == str(number + 1))
+        world.seen = {world.release(versions[1]).key: {"searches": 1e4, "failed": 1e4, "p99": 9e3}}
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            assert (world.live, world.told["candidate"]) == ("3", None)
 
     run(scenario())
 

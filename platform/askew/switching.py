@@ -50,6 +50,7 @@ class SwitchSettings(Settings):
     watched_s: float = Field(default=120.0, ge=0)  # so long after a switch the release before comes back, when
     max_failed: float = Field(default=0.02, ge=0, le=1)  # a greater share of searches fails,
     max_slower: float = Field(default=3.0, ge=1)  # or p99 is so many times that of the release before,
+    slow_ms: float = Field(default=200.0, ge=0)  # and more than this,
     least_searches: int = Field(default=100, ge=1)  # of at least so many
     shadow: str = "shadow"  # the alias of a version that a share of searches is made in too, unseen
     shadow_every_s: float = Field(default=30.0, gt=0)  # so often MLflow is told how other its answers are
@@ -191,6 +192,8 @@ class Switch(Wired):
                 self._switching.cancel()
             self._candidate = wanted, "preparing"
             self._switching = self._start(self._switch(registry, wanted))
+        else:
+            self._candidate = wanted, "refused"
 
     def _reached(self) -> Registry:
         return self._registry or Registry(self._watched.uri)
@@ -302,7 +305,7 @@ class Switch(Wired):
         until = time.monotonic() + self._settings.watched_s
         while time.monotonic() < until and self._live is release:
             await asyncio.sleep(0.25)
-            if why := self._trouble(release.key, p99, before):
+            if self._live is release and (why := self._trouble(release.key, p99, before)):
                 self._refused[_identity(version)] = float("inf"), [f"rolled back: {why}"]
                 self._live, self._before, self._since = old, release, datetime.now(UTC)
                 self._candidate = version, "refused"
@@ -328,7 +331,7 @@ class Switch(Wired):
         if failed > self._settings.max_failed * searches:
             return f"{failed:.0f} of {searches:.0f} searches failed"
         p99 = self._p99(key)
-        if p99_before and p99 > self._settings.max_slower * p99_before:
+        if p99_before and p99 > max(self._settings.max_slower * p99_before, self._settings.slow_ms):
             return f"p99 is {p99:.0f} ms, and was {p99_before:.0f} ms before"
         return None
 
