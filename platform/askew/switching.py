@@ -222,7 +222,8 @@ class Switch(Wired):
             if refusals := gates.refusals(verdicts, force=bool(version.tags.get(FORCE))):
                 raise RefusedReleaseError(refusals)
             self._candidate, self._loading = (version, "loading"), release
-            await asyncio.wait_for(self._loaded(release.key), self._settings.load_timeout_s)
+            async with asyncio.timeout(self._settings.load_timeout_s):
+                await self._loaded(release.key)
             self._flip(release, version, started, verdicts)
             return
         except TimeoutError:
@@ -387,16 +388,15 @@ class Switch(Wired):
             try:
                 registry = await _within(Registry, self._watched.uri) if self._events else None
                 while registry and self._events:
-                    event = self._events.popleft()
                     try:
-                        await _within(event, registry)
+                        await _within(self._events[0], registry)
                     except (RegistryError, TimeoutError):
-                        self._events.appendleft(event)
                         raise
+                    except Exception:
+                        telemetry.log.exception("telling MLflow")
+                    self._events.popleft()
             except (RegistryError, TimeoutError):
                 pass  # the watch says that MLflow does not answer
-            except Exception:
-                telemetry.log.exception("telling MLflow")
 
     def _record(
         self, event: str, version: Version, why: str, verdicts: Sequence[Verdict], figures: Mapping[str, float]
@@ -444,7 +444,8 @@ def _ended(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
 
 async def _within(call: Callable[..., T], *what: Any) -> T:
     """Call what asks MLflow, in a thread. Raises TimeoutError when it hangs, whatever for."""
-    return await asyncio.wait_for(asyncio.to_thread(call, *what), PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S):
+        return await asyncio.to_thread(call, *what)
 
 
 def _tell(registry: Registry, version: Version, endpoint: str, told: str) -> None:
