@@ -68,17 +68,18 @@ class Ingress:
         again = (GoneError, RayActorError)
         hedge = None if settings_.hedge_after_ms is None else settings_.hedge_after_ms / 1000
         self._items, self._seen = items, dict[str, Seen]()
+        replicas = [Replicas(shard.address.remote) for shard in shards]
         self._parts = Parts(
             encode=Caller(Replicas(encoder.address.remote).method("encode"), again=again),
             explain=Caller(_by_handle(items.explain)),
             search=[
                 Caller(
-                    Replicas(shard.address.remote).method("search"), again=again, hedge_after_s=hedge,
+                    one.method("search"), again=again, hedge_after_s=hedge,
                     on_hedge=functools.partial(telemetry.add, telemetry.HEDGED, 1, shard=str(number)),
                 )
-                for number, shard in enumerate(shards)
+                for number, one in enumerate(replicas)
             ],
-            exact=[Caller(Replicas(shard.address.remote).method("exact"), again=again) for shard in shards],
+            exact=[Caller(one.method("exact"), again=again) for one in replicas],
             item=[Caller(_by_handle(shard.item), again=again) for shard in shards],
         )  # fmt: skip
         self._exact = Comparison("exact", settings_.exact_share)
