@@ -33,7 +33,10 @@ class FakeSwitch:
 
     def __init__(self, *releases: Release) -> None:
         self.releases, self.live, self.reports = list(releases), releases[0].key, dict[str, Any]()
-        self.shadow = ""
+        self.shadow, self.looks = "", 0
+
+    async def look(self) -> None:
+        self.looks += 1
 
     async def report(self, kind: str, who: str, held: Any, failed: Any, seen: Any) -> dict[str, Any]:
         self.reports[kind] = (held, failed, seen)
@@ -48,6 +51,6 @@ class FakeSwitch:
 
 def deployed(kind: Any, switch: FakeSwitch, *given: Any, first: Any = None, **how: Any) -> Any:
     """What a replica has, as Serve makes it."""
-    one, wired = kind.__new__(kind), handle(wired={"report": switch.report})
+    one, wired = kind.__new__(kind), handle(wired={"report": switch.report, "look": switch.look})
     run(one.__init__(*([first] if first else []), wired, *given, **how))
     return one

@@ -1,9 +1,11 @@
 import base64
 import http.client
 import json
+import re
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -15,6 +17,7 @@ import pytest
 import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlflow.webhooks import delivery
 
 from askew import endpoint, messages, refusals
 from askew.endpoint import Answer, Ask
@@ -30,6 +33,11 @@ PHOTOS = {
     "a/b c?": b"GIF89a",
 }
 EXPLANATION = {"text": 0.4, "image": None, "fused": 0.5, "without_image": 0.4}
+FACET = {
+    "name": "colour", "kind": "text", "items": 9, "distinct": 2, "least": None, "greatest": None,
+    "values": [{"value": "red", "items": 7}, {"value": "blue", "items": 2}],
+}  # fmt: skip
+SECRET = "what both know"
 JSON = {"content-type": "application/json"}
 
 
@@ -61,6 +69,15 @@ class FakeSearcher:
             [hit], self.answered, {"waiting": 0.1, "encoding": 0.2, "searching": 0.3004}, self.release, missing
         )
 
+    async def facets(self, where: Any, limit: int) -> tuple[list[dict[str, Any]], messages.Release]:
+        self.written = [where, limit]
+        if self.error:
+            raise self.error
+        return [FACET], self.release
+
+    async def look(self) -> None:
+        self.calls.append(("look", 0))
+
     async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
         self.calls.append((item_id, 0))
         if self.error:
@@ -86,7 +103,7 @@ class FakeSearcher:
 def served() -> Iterator[tuple[FakeSearcher, httpx.Client]]:
     fake = FakeSearcher()
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(endpoint.endpoint(fake), log_config=None))
+    server = uvicorn.Server(uvicorn.Config(endpoint.endpoint(fake, SECRET), log_config=None))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -125,13 +142,13 @@ def dripping(client: httpx.Client) -> http.client.HTTPConnection:
     return connection
 
 
-def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+def problem(answer: httpx.Response, status: int, hint: str = "") -> dict[str, Any]:
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json"), answer.text
     [(name, found)] = answer.json().items()
     assert (name, list(found)) == ("error", ["code", "message", "param", "hint"])
     assert found["code"] == refusals.CODES[status]
     assert found["message"]
-    assert found["hint"] == refusals.HINTS[status]
+    assert found["hint"] == (hint or refusals.HINTS[status])
     return dict(found)
 
 
@@ -526,7 +543,7 @@ def test_of_items_more_bytes_are_taken_but_not_any_number(client: httpx.Client, 
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (refusals.ForbiddenError("this endpoint takes no changes"), 403),
+        (refusals.ForbiddenError("this endpoint takes no changes", "set `writes: true`"), 403),
         (refusals.RefusedError("wanted fields among price; found colour"), 422),
         (refusals.UnavailableError("not written within 30 s"), 503),
     ],
@@ -536,7 +553,8 @@ def test_a_change_that_is_not_made_says_why(
 ) -> None:
     searcher.error = error
     for path, body in (("/items:upsert", {"items": [MUG]}), ("/items:delete", {"item_ids": ["7"]})):
-        assert problem(client.post(path, json=body), status)["message"] == str(error)
+        hint = "set `writes: true`" if status == 403 else ""
+        assert problem(client.post(path, json=body), status, hint)["message"] == str(error)
 
 
 def test_while_it_is_busy_a_search_is_refused_before_anything_else(
@@ -549,3 +567,61 @@ def test_while_it_is_busy_a_search_is_refused_before_anything_else(
         assert response.headers["retry-after"] == "1"
     assert client.get("/items/jpeg").status_code == 200
     assert searcher.asks == []
+
+
+def test_how_photo_and_text_are_weighed_and_which_version_is_asked_is_passed_on(
+    client: httpx.Client, searcher: FakeSearcher
+) -> None:
+    post(client, asking(image_weight=0.25, version="2"))
+    post(client, asking())
+    client.post("/similar", json={"item_id": "7", "version": "2"})
+    assert [(ask.image_weight, ask.version) for ask in searcher.asks] == [(0.25, "2"), (None, ""), (None, "2")]
+    searcher.error = refusals.MissingError("version 2 is not in memory; 3 are", "version")
+    assert problem(post(client, asking(version="2")), 404)["param"] == "version"
+
+
+@pytest.mark.parametrize("wrong", [{"image_weight": 1.1}, {"image_weight": -0.1}, {"version": ""}, {"version": 2}])
+def test_a_weight_or_a_version_that_is_none_is_refused(client: httpx.Client, wrong: dict[str, Any]) -> None:
+    assert problem(post(client, asking(**wrong)), 422)["param"] == next(iter(wrong))
+
+
+def test_the_values_of_the_fields_are_told(client: httpx.Client, searcher: FakeSearcher) -> None:
+    answer = client.post("/facets", json={"filter": {"price": {"lt": 5}}, "limit": 7})
+    assert answer.json() == {"model": {"name": "towers", "version": "3"}, "fields": [FACET]}
+    assert searcher.written == [{"price": {"lt": 5}}, 7]
+    client.post("/facets", json={})
+    assert searcher.written == [None, 20]
+    for wrong in ({"limit": 0}, {"limit": 101}, {"filter": []}, {"fields": 1}):
+        problem(client.post("/facets", json=wrong), 422)
+
+
+def test_mlflows_word_is_taken_when_it_is_signed(client: httpx.Client, searcher: FakeSearcher) -> None:
+    body = json.dumps({"entity": "model_version_alias", "action": "created"})
+    now, hint = str(int(time.time())), "set ASKEW_WEBHOOK_SECRET for the endpoint"
+
+    def sent(secret: str, at: str = now, body_: str = body) -> httpx.Response:
+        signed = delivery._generate_hmac_signature(secret, "id", at, body)  # MLflow's own
+        headers = {"x-mlflow-delivery-id": "id", "x-mlflow-timestamp": at, "x-mlflow-signature": signed}
+        return client.post("/hooks/mlflow", content=body_, headers={**JSON, **headers})
+
+    assert sent(SECRET).json() == {"status": "ok"}
+    assert searcher.calls == [("look", 0)]
+    old = str(int(time.time()) - 3600)
+    for response in (sent("another"), sent(SECRET, body_="{}"), sent(SECRET, at=old), sent(SECRET, at="soon")):
+        problem(response, 403, hint)
+    problem(client.post("/hooks/mlflow", content=body, headers=JSON), 403, hint)
+    assert searcher.calls == [("look", 0)]
+
+
+def test_the_page_comes_with_its_parts_and_a_policy_that_lets_nothing_else_in(client: httpx.Client) -> None:
+    page = client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    parts = re.findall(r'(?:href|src)="(page/[^"]+)"', page.text)
+    assert parts == ["page/style.css", "page/script.js"]
+    for path in ("", *parts):
+        answer = client.get(f"/{path}")
+        assert answer.status_code == 200
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "http://" not in answer.text
+        assert "https://" not in answer.text

@@ -1,10 +1,14 @@
 """What starts and ends on this machine: only what is ours, and only where there is room."""
 
+import asyncio
+import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from askew import local
+from askew import local, messages
 from askew.errors import MachineError
 
 
@@ -110,3 +114,55 @@ def test_the_stacks_own_folder_does_not_travel_with_a_job(tmp_path: Path) -> Non
     stack.home.mkdir(parents=True)
     written = yaml.safe_load(local._runtime_env(stack, tmp_path).read_text())
     assert written == {"working_dir": ".", "excludes": ["demo", "/runs/mine"]}
+
+
+async def _asked(port: int, count: int) -> list[bytes]:
+    """What so many requests at once are answered, by a server that answers none of them."""
+
+    async def one() -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+        try:
+            async with asyncio.timeout(local.QUEUE_S + 2):
+                return await reader.read()
+        except TimeoutError:
+            return b""
+        finally:
+            writer.close()
+
+    return await asyncio.gather(*(one() for _ in range(count)))
+
+
+def test_what_waits_too_long_before_an_ingress_is_refused_in_our_words(tmp_path: Path) -> None:
+    stack = a_stack(tmp_path, uuid.uuid4().hex[:8])
+    try:
+        script = stack.serving()["RAY_SERVE_HAPROXY_BINARY_PATH"]
+        with socket.socket() as deaf:
+            deaf.bind(("127.0.0.1", 0))
+            deaf.listen(512)
+            [port] = local.free_ports(1)
+            config = tmp_path / "haproxy.cfg"
+            config.write_text(  # the lines of Ray Serve's own that the script changes
+                "defaults\n    mode http\n    timeout connect 5s\n    timeout client 60s\n    timeout server 60s\n"
+                f"    errorfile 503 {tmp_path}/500.http\nfrontend http_frontend\n    bind *:{port}\n"
+                "    default_backend app\nbackend app\n"
+                f"    server one 127.0.0.1:{deaf.getsockname()[1]} check inter 60s\n"
+            )
+            proxy = subprocess.Popen([script, "-f", str(config), "-db"])
+            try:
+                for _ in range(100):
+                    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                        break
+                    time.sleep(0.05)
+                answers = asyncio.run(_asked(port, local.AT_ONCE + 7))
+            finally:
+                proxy.kill()
+                proxy.wait()
+    finally:
+        shutil.rmtree(stack.temporary)
+    refused = [one for one in answers if one]
+    assert len(refused) == 7  # what was passed on has no answer yet
+    head, _, body = refused[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1" in head
+    assert messages.Failure.model_validate_json(body).error.code == "unavailable"

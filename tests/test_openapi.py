@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from askew import endpoint, refusals
 from askew.endpoint import Answer, Ask
-from askew.messages import ReleaseResponse, Served
+from askew.messages import Release, ReleaseResponse, Served
 
 HIT = {"item_id": "7", "score": 0.5, "title": "Red mug", "fields": {"price": 4, "tags": ["mug"]}}
 
@@ -31,6 +31,9 @@ class Shop:
 
     async def search(self, ask: Ask) -> Answer:
         return Answer([HIT][: ask.k], 2, {"waiting": 0.0}, self.release)
+
+    async def facets(self, where: Any, limit: int) -> tuple[list[dict[str, Any]], Release]:
+        return [], self.release
 
     async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
         if item_id != "7":
@@ -57,8 +60,8 @@ def described() -> Iterator[Any]:
 
 PATHS = [
     ("/search", "POST"), ("/search/batch", "POST"), ("/similar", "POST"), ("/items/{item_id}", "GET"),
-    ("/items/{item_id}/image", "GET"), ("/items:upsert", "POST"), ("/items:delete", "POST"), ("/release", "GET"),
-    ("/healthz", "GET"), ("/readyz", "GET"),
+    ("/items/{item_id}/image", "GET"), ("/facets", "POST"), ("/items:upsert", "POST"),
+    ("/items:delete", "POST"), ("/release", "GET"), ("/healthz", "GET"), ("/readyz", "GET"),
 ]  # fmt: skip
 
 

@@ -27,9 +27,10 @@ from askew.live import Live
 from askew.refusals import ForbiddenError, MissingError, RefusedError, UnavailableError
 from askew.registry import Version
 from askew.releases import Release, find
+from askew.searching import WEIGHED
 from askew.segments import Plan
 from askew.serving import Scaling, ServingSettings
-from askew.shards import packed
+from askew.shards import packed, streamed
 
 
 @pytest.fixture
@@ -134,19 +135,18 @@ def test_the_dashboard_and_the_alerts_show_what_is_measured() -> None:
 def shard(
     *items: tuple[str, float], after_s: float | Iterator[float] = 0, dies: bool = False,
     asked: list[int] | None = None, changes: Iterator[int] | None = None, keys: list[str] | None = None,
-    by: Mapping[str, Any] | None = None,
+    by: Mapping[str, Any] | None = None, counted: list[str] | None = None,
 ) -> Any:  # fmt: skip
     """What a shard's handle looks like from the ingress; all its items are red."""
+    asked, keys, counted = ([] if one is None else one for one in (asked, keys, counted))
     changes = changes or itertools.repeat(0)
     waits = itertools.repeat(after_s) if isinstance(after_s, (int, float)) else after_s
 
     async def search(
         key: str, vectors: np.ndarray, k: int, wheres: list[str], ids: list[str]
     ) -> tuple[int, list[bytes]]:
-        if asked is not None:
-            asked.append(len(vectors))
-        if keys is not None:
-            keys.append(key)
+        asked.append(len(vectors))
+        keys.append(key)
         own = (by or {}).get(key, items)
         await asyncio.sleep(next(waits))
         if dies:
@@ -163,14 +163,21 @@ def shard(
     async def exact(key: str, vector: np.ndarray, k: int, where: str) -> bytes:
         return (await search(key, vector, k, [where], []))[1][0]
 
-    async def item(key: str, item_id: str) -> tuple[dict[str, Any], np.ndarray] | None:
+    async def found(key: str, item_ids: list[str]) -> tuple[bytes, np.ndarray]:
         await asyncio.sleep(next(waits))
         if dies:
             raise RuntimeError("gone")
-        there = item_id in dict(items)
-        return ({"item_id": item_id, "image": b"photo"}, np.ones(2, np.float32)) if there else None
+        there = [{"item_id": i, "image": b"photo"} for i in item_ids if i in dict(items)]
+        return streamed(there), np.ones((len(there), 2), np.float32)
 
-    return handle(item=item, wired={"search": search, "exact": exact})
+    async def facets(key: str, where: str) -> dict[str, Any]:
+        counted.append(where)
+        if dies:
+            raise RuntimeError("gone")
+        red = {"kind": "text", "items": len(items), "distinct": 1, "values": {"red": len(items)}}
+        return {"colour": red | {"least": None, "greatest": None}}
+
+    return handle(wired={"search": search, "exact": exact, "items": found, "facets": facets})
 
 
 def encoder(
@@ -424,6 +431,61 @@ def test_hits_are_explained_by_what_wrote_them() -> None:
     assert seen == [("mug", ["a", "b"])]
 
 
+def test_where_photo_and_text_are_weighed_the_best_are_put_into_that_order() -> None:
+    cosines = {"a": (0.2, 0.6), "b": (0.5, None), "c": (0.4, 0.5), "d": (0.9, 0.1)}
+    many = [(f"z{n:02d}", -n / 1000) for n in range(60)]
+
+    async def explain(key: str, query: str, items: list[dict[str, Any]]) -> list[dict[str, float | None]]:
+        assert len(items) <= WEIGHED
+        found = [cosines.get(item["item_id"], (0, 0)) for item in items]
+        return [{"text": text, "image": image, "fused": 0, "without_image": 0} for text, image in found]
+
+    ingress = made(shard(*LEFT, *many), shard(*RIGHT), items=writer(explain=explain), cached_results=9)
+    asks = [Ask("mug", k=4, image_weight=weight) for weight in (0.0, 1.0, 0.5)] + [Ask("mug", k=4)]
+    found = all_at_once(ingress, *asks)
+    assert [[hit["item_id"] for hit in answer.hits] for answer in found] == [
+        ["d", "b", "c", "a"], ["a", "c", "d", "b"], ["d", "c", "a", "b"], ["a", "b", "c", "d"],
+    ]  # fmt: skip
+    assert [hit["score"] for hit in found[2].hits] == pytest.approx([0.5, 0.45, 0.4, 0.25])
+
+
+def test_another_version_is_searched_where_it_is_held_and_counts_for_nothing() -> None:
+    live, other = release(), release(version="4", index_key="other")
+    switch = FakeSwitch(live, other)
+    by = {other.key: [("x", 0.9)]}
+    ingress = made(shard(*LEFT, by=by), shard(*RIGHT, by=by), switch=switch)
+    run(until(lambda: ingress.release.held == ["3", "4"]))
+    asks = [Ask("mug", k=1), Ask("mug", k=1, version="4"), Ask("mug", k=1, version="3"), Ask("mug", version="5")]
+    *found, missing = all_at_once(ingress, *asks)
+    assert [(answer.hits[0]["item_id"], answer.release.model.version) for answer in found] == [
+        ("a", "3"), ("x", "4"), ("a", "3"),
+    ]  # fmt: skip
+    assert isinstance(missing, MissingError)
+    assert (str(missing), missing.param) == ("version 5 is not in memory; 3, 4 are", "version")
+    assert {key: one["searches"] for key, one in ingress._told().items()} == {live.key: 2}
+
+
+def test_values_are_counted_over_all_shards_and_kept_a_while() -> None:
+    counted: list[str] = []
+    ingress = made(shard(*LEFT, counted=counted), shard(*RIGHT, counted=counted))
+    for where in (None, {"colour": "red"}, None):
+        [colour], told = run(ingress.facets(where, 5))
+        assert (colour["name"], colour["values"], told.model.version) == (
+            "colour", [{"value": "red", "items": 4}], "3"
+        )  # fmt: skip
+    assert counted == ["", "", '{"colour":"red"}', '{"colour":"red"}']
+    with pytest.raises(DataError, match="wanted a filter on one of"):
+        run(ingress.facets({"colur": "red"}, 5))
+    with pytest.raises(UnavailableError, match="did not count"):
+        run(made(shard(*LEFT), shard(dies=True)).facets(None, 5))
+
+
+def test_that_an_alias_was_moved_is_told_to_the_switch() -> None:
+    switch = FakeSwitch(release())
+    run(made(shard(*LEFT), shard(*RIGHT), switch=switch).look())
+    assert switch.looks == 1
+
+
 def test_changes_are_passed_on_where_they_are_allowed_and_their_troubles_told() -> None:
     async def upsert(key: str, items: list[Any]) -> tuple[int, int, list[Any]]:
         if items == ["odd"]:
@@ -469,8 +531,7 @@ def test_over_real_shards_filters_likeness_and_items(tmp_path: Path) -> None:
     assert "image" not in plan.schema.names
     switch = FakeSwitch(release(plan.schema, (20, 20), index=str(folder)))
     servers = [deployed(ShardServer, switch, 0.02, n, 2, 0.01) for n in range(2)]
-    handles = [handle(item=server.item, address=server.address) for server in servers]
-    ingress = made(*handles, switch=switch)
+    ingress = made(*(handle(address=server.address) for server in servers), switch=switch)
 
     def best(like: int, keep: Any, k: int = 5) -> list[str]:
         order = np.argsort(-vectors @ vectors[like])
@@ -489,6 +550,9 @@ def test_over_real_shards_filters_likeness_and_items(tmp_path: Path) -> None:
     record, photo = run(ingress.item("i08"))
     assert (record["title"], record["fields"], photo) == ("title 8", {"colour": "red", "price": 8.0}, b"jpeg")
     assert run(ingress.item("i09"))[1] is None
+    [colour, price], _ = run(ingress.facets({"price": {"gte": 30}}, 9))
+    assert colour["values"] == [{"value": "blue", "items": 5}, {"value": "red", "items": 5}]
+    assert (price["kind"], price["items"], price["least"], price["greatest"]) == ("number", 10, 30.0, 39.0)
     with Live(folder) as live:
         live.upsert(vectors[:1], [items.slice(7, 1).to_pylist()[0] | {"title": "mended"}])
         live.delete(["i08"])

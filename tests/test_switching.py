@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import uvicorn
 
-from askew import artifacts, releases, segments, switching
+from askew import artifacts, endpoint, hooks, releases, segments, switching
 from askew.errors import RegistryError
 from askew.gates import Verdict
 from askew.holding import Holder
@@ -496,3 +498,49 @@ def test_a_full_disk_while_fetching_refuses_for_now_and_is_tried_again(
         await world.until(lambda: world.live == "2")
 
     run(scenario())
+
+
+def test_mlflow_tells_at_once_where_it_has_a_webhook(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The endpoint's real path, MLflow's real webhook; the switch alone would look once an hour."""
+    monkeypatch.setenv(hooks.SECRET, "what both know")
+
+    class Searcher:
+        busy = False
+
+        async def look(self) -> None:
+            await world.switch.look()
+
+    async def scenario() -> None:
+        listening = socket.create_server(("127.0.0.1", 0))
+        app: Any = endpoint.endpoint(Searcher(), "what both know")  # type: ignore[arg-type]
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        serving = asyncio.create_task(server.serve([listening]))
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/hooks/mlflow"
+        name = f"{world.name}-end"
+        one, two = world.version(1), world.version(2)
+        world.registry.promote(one)
+        await world.start(one, watch_every_s=3600, webhook=url, endpoint=name)
+        client = world.registry._client
+
+        def there() -> bool:
+            return [hook.url for hook in client.list_webhooks() if hook.name == f"askew-{name}"] == [url]
+
+        async with asyncio.timeout(30):
+            while not await asyncio.to_thread(there):
+                await asyncio.sleep(0.2)
+        await asyncio.sleep(1.2)  # MLflow keeps for a second that there is none
+        await asyncio.to_thread(world.registry.promote, two)
+        await world.until(lambda: world.live == "2", 20)
+        world.switch._start(world.switch._hooked())  # as after a restart: no second one
+        await asyncio.sleep(0.5)
+        assert await asyncio.to_thread(there)
+        server.should_exit = True
+        await serving
+
+    run(scenario())
+
+
+def test_why_a_version_is_refused_is_told_without_the_folders_of_files() -> None:
+    told = "wanted x in /data/shop/index-1; found '/var/lib/y/w.faiss' (/a/b/c), 3/4 of a/b/c"
+    wanted = "wanted x in shop/index-1; found 'y/w.faiss' (b/c), 3/4 of a/b/c"
+    assert switching._without_folders(told) == wanted

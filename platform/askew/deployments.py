@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
-from askew import ann, telemetry
+from askew import ann, shards, telemetry
 from askew.compiled import CompiledEncoder
 from askew.errors import ArtifactError
+from askew.facets import Counts
 from askew.holding import Holder
 from askew.items import Items
 from askew.live import Follower
@@ -58,7 +59,7 @@ class Encoder(Wired):
 class ShardServer(Wired):
     """Vectors to the best items of some segments, and of what changed since."""
 
-    answers = ("search", "exact")
+    answers = ("search", "exact", "items", "facets")
 
     async def __init__(  # type: ignore[misc]
         self,
@@ -109,9 +110,20 @@ class ShardServer(Wired):
         filter_ = json.loads(where) if where else None
         return await asyncio.to_thread(lambda: shard.answer(shard.search(vector, k, filter_, exact=True)))
 
-    async def item(self, key: str, item_id: str) -> tuple[dict[str, Any], NDArray[np.float32]] | None:
-        """Return an item's record and its vector, if it is here. Raises NotHeldError."""
-        return (await self._held[key].follow()).shard.item(item_id)
+    async def items(self, key: str, item_ids: Sequence[str]) -> tuple[bytes, NDArray[np.float32]]:
+        """Return those of some items that are here: N records as an Arrow stream, and vectors (N, D).
+
+        Raises NotHeldError.
+        """
+        shard = (await self._held[key].follow()).shard
+        found = [one for item_id in item_ids if (one := shard.item(item_id))]
+        vectors = np.stack([vector for _, vector in found]) if found else np.empty((0, shard.dim), np.float32)
+        return shards.streamed([record for record, _ in found]), vectors
+
+    async def facets(self, key: str, where: str) -> Counts:
+        """Count the values of the fields of the items that pass a filter, "" being none. Raises NotHeldError."""
+        shard = (await self._held[key].follow()).shard
+        return await asyncio.to_thread(shard.facets, json.loads(where) if where else None)
 
 
 class Following:

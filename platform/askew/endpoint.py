@@ -13,13 +13,16 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
-from askew import refusals
+from askew import hooks, page, refusals
 from askew.filters import Filter
 from askew.messages import (
     MAX_ID,
     BatchRequest,
     BatchResponse,
     DeleteRequest,
+    Facet,
+    FacetsRequest,
+    FacetsResponse,
     Failure,
     Item,
     Refused,
@@ -32,7 +35,7 @@ from askew.messages import (
     Wanted,
     WriteResponse,
 )
-from askew.refusals import MissingError, UnavailableError
+from askew.refusals import ForbiddenError, MissingError, UnavailableError
 
 PHOTOS = {
     b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"GIF8": "image/gif",
@@ -50,6 +53,8 @@ class Ask:
     k: int = 10
     where: Filter | None = None
     explain: bool = False
+    image_weight: float | None = None  # of the photo, against the text; None: as the model fuses them
+    version: str = ""  # another one than is live, of those in memory
     fresh: bool = False  # asked of the shards, though the answer be known
     timeout_s: float | None = None  # the searcher's own
     request_id: str = ""
@@ -71,6 +76,9 @@ class Searcher(Protocol):
     async def search(self, ask: Ask) -> Answer:
         """Search. Raises UnavailableError; MissingError for no such product; DataError for a wrong filter."""
 
+    async def facets(self, where: Filter | None, limit: int) -> tuple[list[dict[str, Any]], Release]:
+        """Tell the fields of the items that pass a filter. Raises DataError, UnavailableError."""
+
     async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
         """Return a product and its photo, if it has one. Raises MissingError, UnavailableError."""
 
@@ -83,6 +91,9 @@ class Searcher(Protocol):
     async def delete(self, item_ids: Sequence[str]) -> int:
         """Delete products; returns the change's number. Raises as `upsert`."""
 
+    async def look(self) -> None:
+        """See at once whether the alias was moved. Raises UnavailableError."""
+
     @property
     def release(self) -> ReleaseResponse:
         """What is served, and what becomes of what shall be."""
@@ -92,22 +103,32 @@ class Searcher(Protocol):
         """Whether so many searches wait that another one would be refused."""
 
 
-def endpoint(searcher: Searcher) -> FastAPI:
-    """Make the HTTP application over a searcher."""
+def endpoint(searcher: Searcher, hook_secret: str = "") -> FastAPI:
+    """Make the HTTP application over a searcher; without a secret it takes no webhooks."""
     failures: dict[int | str, dict[str, Any]] = {
         code: {"model": Failure} for code in (400, 403, 404, 408, 413, 415, 422, 503)
     }
     app = FastAPI(title="askew", description="Multimodal product search.", responses=failures)
     refusals.add_to(app, lambda: searcher.busy)
 
+    page.add_to(app)
     _searches(app, searcher)
     _items(app, searcher)
+    _facets(app, searcher)
     _changes(app, searcher)
 
     @app.get("/release")
     async def release() -> ReleaseResponse:
         """Tell which model version and index are served, and what becomes of the one that shall be."""
         return searcher.release
+
+    @app.post("/hooks/mlflow", include_in_schema=False)
+    async def hook(http: Request) -> dict[str, str]:
+        """Take MLflow's word that an alias was moved, signed with the secret that both know."""
+        if not hooks.authentic(hook_secret, http.headers, await http.body()):
+            raise ForbiddenError("not signed by MLflow's webhook", f"set {hooks.SECRET} for the endpoint")
+        await searcher.look()
+        return {"status": "ok"}
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -169,11 +190,11 @@ def _searches(app: FastAPI, searcher: Searcher) -> None:
 
     async def search(request: SearchRequest, http: Request) -> dict[str, Any]:
         """Find the products that fit a query best."""
-        return await answered(request, _ask(request, http, query=request.query, explain=request.explain))
+        return await answered(request, _of_text(request, http))
 
     async def search_batch(request: BatchRequest, http: Request) -> dict[str, Any]:
         """Find the products that fit each of several queries best."""
-        each = [answered(one, _ask(one, http, query=one.query, explain=one.explain)) for one in request.searches]
+        each = [answered(one, _of_text(one, http)) for one in request.searches]
         return {"answers": await asyncio.gather(*each)}
 
     async def similar(request: SimilarRequest, http: Request) -> dict[str, Any]:
@@ -205,6 +226,14 @@ def _items(app: FastAPI, searcher: Searcher) -> None:
         return Item(**(await searcher.item(item_id))[0])
 
 
+def _facets(app: FastAPI, searcher: Searcher) -> None:
+    @app.post("/facets")
+    async def facets(request: FacetsRequest) -> FacetsResponse:
+        """Tell the fields of the products that pass a filter: their most frequent values, or their range."""
+        fields, release = await searcher.facets(request.filter, request.limit)
+        return FacetsResponse(model=release.model, fields=[Facet(**one) for one in fields])
+
+
 def _changes(app: FastAPI, searcher: Searcher) -> None:
     @app.post("/items:upsert")
     async def upsert(request: UpsertRequest) -> WriteResponse:
@@ -222,7 +251,13 @@ def _changes(app: FastAPI, searcher: Searcher) -> None:
 def _ask(wanted: Wanted, http: Request, **what: Any) -> Ask:
     request_id = http.headers.get("x-request-id") or uuid.uuid4().hex
     timeout_s = None if wanted.timeout_ms is None else wanted.timeout_ms / 1000
-    return Ask(k=wanted.k, where=wanted.filter, timeout_s=timeout_s, request_id=request_id, **what)
+    what |= {"version": wanted.version or "", "timeout_s": timeout_s, "request_id": request_id}
+    return Ask(k=wanted.k, where=wanted.filter, **what)
+
+
+def _of_text(wanted: SearchRequest, http: Request) -> Ask:
+    how = {"explain": wanted.explain, "image_weight": wanted.image_weight}
+    return _ask(wanted, http, query=wanted.query, **how)
 
 
 def _reaches(hit: Mapping[str, Any], wanted: Wanted) -> bool:

@@ -64,6 +64,11 @@ class Holder(Generic[H]):
     def __contains__(self, key: str) -> bool:
         return key in self._held
 
+    @property
+    def held(self) -> list[H]:
+        """What is in memory, and told to be."""
+        return [self._held[one.key] for one in self._told if one.key in self._held]
+
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self._every_s)

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,11 +14,12 @@ from pydantic import Field
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from askew import endpoint, messages, telemetry
+from askew import endpoint, hooks, messages, telemetry
 from askew.calls import Caller
 from askew.comparing import Comparison
 from askew.endpoint import Answer, Ask
 from askew.errors import ArtifactError, DataError
+from askew.filters import Filter
 from askew.holding import Holder
 from askew.refusals import ForbiddenError, MissingError, RefusedError, UnavailableError
 from askew.releases import Release
@@ -80,18 +82,20 @@ class Ingress:
                 for number, one in enumerate(replicas)
             ],
             exact=[Caller(one.method("exact"), again=again) for one in replicas],
-            item=[Caller(_by_handle(shard.item), again=again) for shard in shards],
+            items=[Caller(one.method("items"), again=again) for one in replicas],
+            facets=[Caller(one.method("facets"), again=again) for one in replicas],
         )  # fmt: skip
         self._exact = Comparison("exact", settings_.exact_share)
         self._shadows = dict[str, Comparison]()  # by release
-        report = Replicas(switch.address.remote, every_s=60).method("report")  # of the switch there is one
-        self._holder = Holder("ingress", self._opened, report, settings_.report_every_s)
+        the_switch = Replicas(switch.address.remote, every_s=60)  # there is one
+        self._look = Caller(the_switch.method("look"))
+        self._holder = Holder("ingress", self._opened, the_switch.method("report"), settings_.report_every_s)
         await self._holder.start()
         self._live = self._holder[self._holder.orders["serve"]]
         self._holder.seen = self._told
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return endpoint.endpoint(self)
+        return endpoint.endpoint(self, os.environ.get(hooks.SECRET, ""))
 
     def _opened(self, release: Release) -> Search:
         return Search(self._settings, release, self._parts)
@@ -119,7 +123,17 @@ class Ingress:
     @property
     def release(self) -> messages.ReleaseResponse:
         """What is served, and what becomes of what shall be."""
-        return messages.ReleaseResponse(**self.live.told.model_dump(), **self._holder.orders["told"])
+        held = [one.release.version for one in self._holder.held]
+        return messages.ReleaseResponse(**self.live.told.model_dump(), held=held, **self._holder.orders["told"])
+
+    def _of(self, version: str) -> Search:
+        """Where a version is searched. Raises MissingError when it is not in memory here."""
+        if not version or version == self.live.release.version:
+            return self.live
+        held = {one.release.version: one for one in self._holder.held}
+        if version not in held:
+            raise MissingError(f"version {version} is not in memory; {', '.join(held)} are", "version")
+        return held[version]
 
     @property
     def busy(self) -> bool:
@@ -129,7 +143,9 @@ class Ingress:
         return full
 
     async def search(self, ask: Ask) -> Answer:
-        """Search in the release that is live now; see `Search.search`."""
+        """Search in the release that is live now, or in another one that is held; see `Search.search`."""
+        if (other := self._of(ask.version)) is not self.live:  # of no account for what is live
+            return await other.search(ask)
         started, live = time.perf_counter(), self.live
         seen = self._seen.setdefault(live.release.key, Seen())
         seen.searches += 1
@@ -149,7 +165,7 @@ class Ingress:
         telemetry.add(telemetry.SEARCHES, 1, outcome=outcome)
         seen.ms.append(ms := 1000 * (time.perf_counter() - started))
         telemetry.SEARCH_MS.observe(ms, {"part": "all"})
-        if ask.query and outcome == "full":
+        if ask.query and outcome == "full" and ask.image_weight is None:
             self._compare(live, ask, answer, ms)
         return answer
 
@@ -166,6 +182,11 @@ class Ingress:
             self._shadows.setdefault(key, Comparison("shadow", self._settings.shadow_share)).offer(
                 answer.hits, ms, hits
             )
+
+    async def facets(self, where: Filter | None, limit: int) -> tuple[list[dict[str, Any]], messages.Release]:
+        """Tell the items' fields and their values; see `Search.facets`."""
+        live = self.live
+        return await live.facets(where, limit), live.told
 
     async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
         """Return a product, and its photo if it has one. Raises MissingError, UnavailableError."""
@@ -189,9 +210,16 @@ class Ingress:
         telemetry.add(telemetry.WRITTEN, len(item_ids), what="deleted")
         return number
 
+    async def look(self) -> None:
+        """Have the switch ask MLflow now. Raises UnavailableError."""
+        try:
+            await self._look.ask(deadline=asyncio.get_running_loop().time() + self._settings.timeout_s)
+        except Exception as error:
+            raise UnavailableError(f"the switch did not answer ({type(error).__name__})") from error
+
     async def _write(self, method: DeploymentHandle, live: Search, what: Any) -> Any:
         if not self._settings.writes:
-            raise ForbiddenError("this endpoint takes no changes")
+            raise ForbiddenError("this endpoint takes no changes", "set `writes: true` in its settings")
         try:
             async with asyncio.timeout(self._settings.write_timeout_s):
                 return await method.remote(live.release.key, what)

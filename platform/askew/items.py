@@ -5,6 +5,7 @@ these in an endpoint, for one process writes an index; while nothing comes, jobs
 Shapes: N items, D dimensions, K hits.
 """
 
+import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from askew import inputs, segments, sources
@@ -24,6 +26,8 @@ from askew.models import Model
 from askew.segments import Plan
 
 SOURCE = "the endpoint"
+EXPLAINED = 10_000  # items whose vectors are kept, by what they say and show
+PARTS = ("text", "image", "fused")
 HELD_S = 2.0  # so long after the last change nobody else may write
 
 
@@ -39,6 +43,7 @@ class Items:
         clean = CleanSettings(text_fields=self._text_fields, image_size=self._model.image_size)
         none = sources.Table(files=("-",))  # of files: items come by themselves
         self._cleaner = Cleaner(none.model_dump(), clean.model_dump(), self._fields, triplets=False)
+        self._parts: LRUCache[bytes, dict[str, NDArray[np.float32]]] = LRUCache(EXPLAINED)
         self._live: Live | None = None
         self._idle: threading.Timer | None = None
         self._one = threading.RLock()
@@ -109,23 +114,46 @@ class Items:
         "text", "image" and "fused" are cosines of the query and that vector of the item, "without_image" is the
         score that the item would have without its photo. Where there is no photo, "image" is None.
         """
+        plain, asked = self._model.plain_queries([query])[0], self._model.queries([query])[0]
+        beside = {"without_image": asked}
+        return [
+            {
+                name: float(parts[name] @ beside.get(name, plain)) if name in parts else None
+                for name in (*PARTS, *beside)
+            }
+            for parts in self._vectors(items)
+        ]
+
+    def _vectors(self, items: Sequence[Mapping[str, Any]]) -> list[dict[str, NDArray[np.float32]]]:
+        """The vectors (D,) of K items: those of text, photo and both that the model has, and without the photo."""
         texts = [text_of(item, self._text_fields) for item in items]
-        there = np.array([item["image"] is not None for item in items])
-        size = self._model.image_size
-        photos = np.zeros((len(items), size, size, 3), np.uint8)
-        for row in np.flatnonzero(there).tolist():
-            photos[row] = inputs.pixels(items[row]["image"], size)
+        keys = [_digest(text, item["image"]) for text, item in zip(texts, items, strict=True)]
+        with self._one:
+            known = {key: self._parts[key] for key in keys if key in self._parts}
+        if new := [row for row, key in enumerate(keys) if key not in known]:
+            made = self._embedded([texts[row] for row in new], [items[row]["image"] for row in new])
+            known |= dict(zip((keys[row] for row in new), made, strict=True))
+            with self._one:
+                self._parts.update(known)
+        return [known[key] for key in keys]
+
+    def _embedded(self, texts: list[str], images: Sequence[bytes | None]) -> list[dict[str, NDArray[np.float32]]]:
+        there, size = np.array([image is not None for image in images]), self._model.image_size
+        photos = np.zeros((len(texts), size, size, 3), np.uint8)
+        for row, image in enumerate(images):
+            if image is not None:
+                photos[row] = inputs.pixels(image, size)
         found = self._model.items(texts, photos, there)
         alone = self._model.items(texts, photos, np.zeros_like(there))["index"]
-        plain, asked = self._model.plain_queries([query])[0], self._model.queries([query])[0]
-        parts: dict[str, NDArray[np.float32]] = {
-            name: found[name] @ plain for name in ("text", "image", "fused") if name in found
-        }
-        parts["without_image"] = alone @ asked
         return [
-            {n: None if n == "image" and not there[row] else float(p[row]) for n, p in parts.items()}
-            for row in range(len(items))
+            {name: found[name][row] for name in PARTS if name in found and (name != "image" or there[row])}
+            | {"without_image": alone[row]}
+            for row in range(len(texts))
         ]
+
+
+def _digest(text: str, image: bytes | None) -> bytes:
+    return hashlib.sha256(b"\0".join((text.encode(), b"" if image is None else b"1" + image))).digest()
 
 
 def _photos(images: Sequence[object]) -> list[bytes | Problem | None]:

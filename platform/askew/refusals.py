@@ -25,7 +25,6 @@ CODES = {
 }  # fmt: skip
 HINTS = {
     400: "send one JSON object, encoded in UTF-8",
-    403: "set `writes: true` in the endpoint's settings",
     404: "see /docs for the paths",
     405: "see /docs for the methods",
     408: "send the whole body at once",
@@ -42,11 +41,19 @@ class UnavailableError(Exception):
 
 
 class MissingError(Exception):
-    """There is no such product."""
+    """There is no such product, or whatever `param` asked for."""
+
+    def __init__(self, message: str, param: str = "item_id") -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class ForbiddenError(Exception):
-    """This is not allowed here."""
+    """This is not allowed here; `do` would change that."""
+
+    def __init__(self, message: str, do: str) -> None:
+        super().__init__(message)
+        self.do = do
 
 
 class RefusedError(Exception):
@@ -66,11 +73,10 @@ def add_to(app: FastAPI, busy: Callable[[], bool]) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
-def failed(status: int, message: str, param: str | None = None) -> JSONResponse:
+def failed(status: int, message: str, param: str | None = None, hint: str = "") -> JSONResponse:
     """Make the answer of an error."""
-    problem = Problem(
-        code=CODES.get(status, "error"), message=message, param=param, hint=HINTS.get(status, "see /docs")
-    )
+    hint = hint or HINTS.get(status, "see /docs")
+    problem = Problem(code=CODES.get(status, "error"), message=message, param=param, hint=hint)
     headers = {"retry-after": "1"} if status == 503 else {}
     if status in (408, 413, 500):  # the server closes the connection after these
         headers["connection"] = "close"
@@ -148,11 +154,13 @@ async def _on_unavailable(request: Request, error: Exception) -> Response:
 
 
 async def _on_missing(request: Request, error: Exception) -> Response:
-    return failed(404, str(error), "item_id")
+    assert isinstance(error, MissingError)
+    return failed(404, str(error), error.param)
 
 
 async def _on_forbidden(request: Request, error: Exception) -> Response:
-    return failed(403, str(error))
+    assert isinstance(error, ForbiddenError)
+    return failed(403, str(error), hint=error.do)
 
 
 async def _on_refused(request: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -201,6 +201,15 @@ class Registry:
         """Point an alias at a version: the release that bears it is served next."""
         with self._asked(f"alias {alias!r} of model {version.name!r} at version {version.version}"):
             self._client.set_registered_model_alias(version.name, alias, version.version)
+
+    def hook(self, name: str, url: str, events: Sequence[str], secret: str) -> None:
+        """Have MLflow post its events to an address, signed; a webhook of that name is changed to this."""
+        with self._asked(f"a webhook to {url}"):
+            there = [one for one in self._client.list_webhooks() if one.name == name]
+            if there:
+                self._client.update_webhook(there[0].webhook_id, url=url, events=[*events], secret=secret)
+            else:
+                self._client.create_webhook(name, url, [*events], secret=secret)
 
     @contextmanager
     def _asked(self, wanted: str) -> Iterator[None]:

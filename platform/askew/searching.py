@@ -9,7 +9,7 @@ Shapes: B queries, D dimensions, K hits.
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,17 +19,19 @@ from numpy.typing import NDArray
 from opentelemetry.context import Context, attach, get_current
 from pydantic import Field
 
-from askew import filters, telemetry
+from askew import facets, filters, telemetry
 from askew.calls import AwayError, Caller
 from askew.coalescing import Coalescer, FullError
 from askew.config import Settings
 from askew.endpoint import Answer, Ask
 from askew.refusals import MissingError, UnavailableError
 from askew.releases import Release
-from askew.shards import merge
+from askew.shards import merge, records
 
-EXPLAINED = 10  # the first so many hits
+EXPLAINED = 24  # the first so many hits
+WEIGHED = 48  # so many hits are put into another order, where photo and text are weighed
 EXACT_WITHIN_S = 30.0
+KEPT_FACETS, FACETS_S = 1000, 10.0
 Key = tuple[str, int, str]  # a query, how many hits, its filter in canonical form
 
 
@@ -47,13 +49,14 @@ class SearchSettings(Settings):
 
 @dataclass(frozen=True)
 class Parts:
-    """What is called: the encoder, what explains, and of each shard what searches, scores all, tells an item."""
+    """What is called: the encoder, what explains, and of each shard what searches and what tells of its items."""
 
     encode: Caller[NDArray[np.float32]]
     explain: Caller[list[dict[str, float | None]]]
     search: Sequence[Caller[tuple[int, list[bytes]]]]
     exact: Sequence[Caller[bytes]]
-    item: Sequence[Caller[tuple[dict[str, Any], NDArray[np.float32]] | None]]
+    items: Sequence[Caller[tuple[bytes, NDArray[np.float32]]]]
+    facets: Sequence[Caller[facets.Counts]]
 
 
 class Question(NamedTuple):
@@ -81,6 +84,7 @@ class Search:
         self._schema = pa.ipc.read_schema(pa.BufferReader(release.schema_))
         self._vectors: LRUCache[str, NDArray[np.float32]] = LRUCache(settings.cached_queries)
         self._results: TTLCache[Key, Answer] = TTLCache(settings.cached_results, settings.cached_results_s)
+        self._facets: TTLCache[str, facets.Counts] = TTLCache(KEPT_FACETS, FACETS_S)
         self._change = -1
         self._together = Coalescer(
             self._answered, common=(UnavailableError,), max_batch=settings.max_batch,
@@ -98,12 +102,10 @@ class Search:
         Raises UnavailableError when there is no answer in time, or when so many wait that there would be none;
         DataError for a filter that does not fit the items' fields; MissingError when the item is not there.
         """
-        started, where = time.perf_counter(), ""
-        if ask.where is not None:
-            filters.check(ask.where, self._schema)
-            where = filters.canonical(ask.where)
+        started, where = time.perf_counter(), self._checked(ask.where)
         key = (ask.query, ask.k, where)
-        keeps = bool(ask.query) and not ask.explain and not ask.fresh and self._settings.cached_results > 0
+        plain = bool(ask.query) and not ask.explain and ask.image_weight is None
+        keeps = plain and not ask.fresh and self._settings.cached_results > 0
         kept = self._results.get(key) if keeps else None
         if keeps:
             telemetry.add(telemetry.CACHED, 1, cache="results", found="no" if kept is None else "yes")
@@ -113,10 +115,14 @@ class Search:
         try:
             async with asyncio.timeout(timeout_s):
                 vector = (await self.found(ask.like))[1] if ask.like else None
-                answer, change = await self._together.ask(Question(ask, where, vector, get_current()))
-                hits = [hit for hit in answer.hits if hit["item_id"] != ask.like][: ask.k]
-                if ask.explain:
-                    hits = await self._explained(ask.query, hits)
+                most = ask.k if ask.image_weight is None else max(ask.k, WEIGHED)
+                wider = replace(ask, k=most)
+                answer, change = await self._together.ask(Question(wider, where, vector, get_current()))
+                hits = [hit for hit in answer.hits if hit["item_id"] != ask.like][:most]
+                if ask.image_weight is not None:
+                    hits = weighed(await self._explained(ask.query, hits[:WEIGHED]), ask.image_weight)[: ask.k]
+                elif ask.explain:
+                    hits = await self._explained(ask.query, hits[:EXPLAINED]) + hits[EXPLAINED:]
         except FullError as error:
             raise UnavailableError(f"too many searches at once: {error}") from error
         except TimeoutError as error:
@@ -137,6 +143,7 @@ class Search:
         """Let go of what was kept from before a change."""
         if change > self._change:
             self._results.clear()
+            self._facets.clear()
             self._change = change
 
     async def _answered(self, asked: Sequence[Question]) -> list[Found]:
@@ -209,24 +216,29 @@ class Search:
                 self._vectors.update(fresh)
         return np.stack([vector for query in queries if (vector := known[query]) is not None])
 
+    def _checked(self, where: filters.Filter | None) -> str:
+        """A filter in canonical form, "" being none. Raises DataError when it does not fit the items' fields."""
+        if where is None:
+            return ""
+        filters.check(where, self._schema)
+        return filters.canonical(where)
+
     async def _explained(self, query: str, hits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Hits with what their score is made of, the first few."""
-        found = await asyncio.gather(*(self.found(hit["item_id"]) for hit in hits[:EXPLAINED]))
-        records = [record for record, _ in found]
+        """Hits with what their scores are made of; one that was deleted meanwhile is left out."""
         deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
+        found = await self._items([hit["item_id"] for hit in hits], deadline)
+        hits = [hit for hit in hits if hit["item_id"] in found]
+        items = [found[hit["item_id"]][0] for hit in hits]
         try:
-            ask = self._parts.explain.ask(self.release.key, query, records, deadline=deadline)
-            told = await ask if records else []
+            ask = self._parts.explain.ask(self.release.key, query, items, deadline=deadline)
+            told = await ask if items else []
         except Exception as error:
             raise UnavailableError(f"what explains hits did not answer ({type(error).__name__})") from error
-        return [
-            {**hit, "explanation": told[place] if place < len(told) else None} for place, hit in enumerate(hits)
-        ]
+        return [{**hit, "explanation": one} for hit, one in zip(hits, told, strict=True)]
 
     async def exact(self, ask: Ask) -> list[dict[str, Any]]:
         """Search for a text by scoring every item. Raises whatever a part that does not answer raises."""
-        deadline = asyncio.get_running_loop().time() + EXACT_WITHIN_S
-        where = "" if ask.where is None else filters.canonical(ask.where)
+        deadline, where = asyncio.get_running_loop().time() + EXACT_WITHIN_S, self._checked(ask.where)
         vector = await self._encoded([ask.query], [ask.request_id], deadline)
         calls = (one.ask(self.release.key, vector, ask.k, where, deadline=deadline) for one in self._parts.exact)
         return merge(await asyncio.gather(*calls), ask.k)[0]
@@ -234,11 +246,52 @@ class Search:
     async def found(self, item_id: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
         """Find the record and the vector of an item. Raises MissingError, UnavailableError."""
         deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
-        calls = (caller.ask(self.release.key, item_id, deadline=deadline) for caller in self._parts.item)
-        found = await asyncio.gather(*calls, return_exceptions=True)
-        for one in found:
-            if isinstance(one, tuple):
-                return one
-        if any(isinstance(one, BaseException) for one in found):
+        if item_id not in (found := await self._items([item_id], deadline)):
+            raise MissingError(f"there is no product {item_id!r}")
+        return found[item_id]
+
+    async def _items(
+        self, item_ids: Sequence[str], deadline: float
+    ) -> dict[str, tuple[dict[str, Any], NDArray[np.float32]]]:
+        """Find the records and vectors of items, of those that there are. Raises UnavailableError."""
+        calls = (one.ask(self.release.key, item_ids, deadline=deadline) for one in self._parts.items)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        found: dict[str, tuple[dict[str, Any], NDArray[np.float32]]] = {}
+        for one in answers:
+            if not isinstance(one, BaseException):
+                stream, vectors = one
+                found |= {
+                    record["item_id"]: (record, v) for record, v in zip(records(stream), vectors, strict=True)
+                }
+        if len(found) < len({*item_ids}) and any(isinstance(one, BaseException) for one in answers):
             raise UnavailableError("a shard that may have it did not answer")
-        raise MissingError(f"there is no product {item_id!r}")
+        return found
+
+    async def facets(self, where: filters.Filter | None, limit: int) -> list[dict[str, Any]]:
+        """Tell the fields of the items that pass a filter, as `facets.shown`; what was counted is kept a while.
+
+        Raises DataError for a filter that does not fit the fields, UnavailableError when a shard does not answer.
+        """
+        conditions = self._checked(where)
+        if (counts := self._facets.get(conditions)) is None:
+            deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
+            calls = (one.ask(self.release.key, conditions, deadline=deadline) for one in self._parts.facets)
+            try:
+                counts = facets.added(await asyncio.gather(*calls))
+            except Exception as error:
+                raise UnavailableError(f"a shard did not count its items ({type(error).__name__})") from error
+            self._facets[conditions] = counts
+        return facets.shown(counts, limit)
+
+
+def weighed(hits: Sequence[Mapping[str, Any]], image_weight: float) -> list[dict[str, Any]]:
+    """Put explained hits into the order of their new score: the weighed mean of the cosines of text and photo.
+
+    Without a photo, or with a model that has none, the photo's cosine counts as 0; ties by item id.
+    """
+    scored = []
+    for hit in hits:
+        told = hit["explanation"]
+        score = (1 - image_weight) * (told.get("text") or 0.0) + image_weight * (told.get("image") or 0.0)
+        scored.append({**hit, "score": score})
+    return sorted(scored, key=lambda hit: (-hit["score"], hit["item_id"]))

@@ -8,7 +8,7 @@ Shapes: B queries, N items, D dimensions, K hits.
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from askew import filters, segments
+from askew import facets, filters, segments
 from askew.ann import Effort, Index, Mask, Rows, Vectors
+from askew.facets import Counts
 from askew.filters import Filter
 from askew.register import hashes
 from askew.segments import Plan
@@ -267,6 +268,11 @@ class Shard:
                 return record, part.index.vectors(np.array(rows[-1:]))[0]
         return None
 
+    def facets(self, where: Filter | None = None) -> Counts:
+        """Count the values of the fields of the items that pass a filter. Raises DataError as `search`."""
+        conditions = "" if where is None else filters.canonical(where)
+        return facets.count((part.items, part.mask(conditions)) for part in self._every)
+
     def hits(self, found: Found) -> list[list[dict[str, Any]]]:
         """Fetch item_id, score, title and display fields of found rows, a list for each query."""
         return merge([self.answer(found)], found.rows.shape[1])
@@ -303,6 +309,21 @@ def packed(items: pa.Table, scores: Vectors, query: Rows, num_queries: int) -> b
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def streamed(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """Make an Arrow stream of items' records."""
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist([*records])
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def records(stream: bytes) -> list[dict[str, Any]]:
+    """Read the records that `streamed` wrote."""
+    found: list[dict[str, Any]] = pa.ipc.open_stream(pa.BufferReader(stream)).read_all().to_pylist()
+    return found
 
 
 def merge(answers: Sequence[bytes], k: int) -> list[list[dict[str, Any]]]:

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import os
+import re
 import tempfile
 import time
 from collections import deque
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from pydantic import Field
 
-from askew import building, gates, releases, telemetry
+from askew import building, gates, hooks, releases, telemetry
 from askew.building import BuildSettings
 from askew.config import Settings
 from askew.errors import AskewError, RegistryError
@@ -36,6 +38,7 @@ AWAY_S = 3.0  # a replica that has not reported for so long is not waited for
 RETRY_S = 30.0  # after which a preparation is tried again that failed by MLflow or the disk
 PATIENCE_S = 60.0  # of one question to MLflow, which gives up by itself much sooner
 T = TypeVar("T")
+PATH = re.compile(r"(?<![^\s'\"(])/(?:[^\s/:;,'\")]+/)+[^\s/:;,'\")]*")
 EVENTS = 200  # that wait for MLflow; older ones are dropped
 
 
@@ -43,6 +46,7 @@ class SwitchSettings(Settings):
     """When a release goes live, and when the one before it comes back."""
 
     watch_every_s: float = Field(default=1.0, gt=0)  # so often MLflow is asked which version bears the alias
+    webhook: str = ""  # the endpoint's /hooks/mlflow as MLflow reaches it, to tell at once; signed, see there
     previous_s: float = Field(default=600.0, ge=0)  # so long the release before stays in memory
     load_timeout_s: float = Field(default=300.0, gt=0)  # in which every replica must have loaded a release
     gates: GateSettings = GateSettings()
@@ -89,7 +93,7 @@ class RefusedReleaseError(Exception):
 class Switch(Wired):
     """Decides which release is live, and which the replicas hold."""
 
-    answers = ("report",)
+    answers = ("report", "look")
 
     async def __init__(  # type: ignore[misc]
         self, settings: Mapping[str, Any], watched: Sequence[Any], start: Mapping[str, Any], watches: bool
@@ -112,9 +116,12 @@ class Switch(Wired):
         self._tasks: set[asyncio.Task[None]] = set()
         self._switching: asyncio.Task[None] | None = None
         self._registry: Registry | None = None
+        self._woken = asyncio.Event()
         self._remember()
         self._start(self._telling())
-        self._start(self._watching()) if watches else None
+        if watches:
+            self._start(self._watching())
+            self._start(self._hooked())
 
     # --- replicas --------------------------------------------------------------------------------
 
@@ -136,7 +143,7 @@ class Switch(Wired):
             version, state = self._candidate
             candidate = {"version": version.version, "state": state, "reasons": []}
             if why := self._why(version):
-                candidate |= {"state": "refused", "reasons": why}
+                candidate |= {"state": "refused", "reasons": [_without_folders(one) for one in why]}
         before = self._before.version if self._before else None
         return {
             "since": f"{self._since:%Y-%m-%dT%H:%M:%SZ}", "previous": before, "candidate": candidate,
@@ -173,7 +180,29 @@ class Switch(Wired):
                 telemetry.warner.warn("mlflow", self._note)
             except Exception:
                 telemetry.log.exception("watching the alias")
-            await asyncio.sleep(self._settings.watch_every_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.watch_every_s):
+                    await self._woken.wait()
+            self._woken.clear()
+
+    async def look(self) -> None:
+        """Ask MLflow now: it says that an alias was moved."""
+        self._woken.set()
+
+    async def _hooked(self) -> None:
+        """Have MLflow say so, where that is wanted; until it can, and if it never can, it is asked."""
+        url, secret = self._settings.webhook, os.environ.get(hooks.SECRET, "")
+        if url and not secret:
+            telemetry.log.error("a webhook that nobody signs is not believed: set %s", hooks.SECRET)
+        while url and secret:
+            name = f"{hooks.NAME}-{self._settings.endpoint}"
+            try:
+                registry = await _within(Registry, self._watched.uri)
+                await _within(registry.hook, name, url, hooks.EVENTS, secret)
+                return
+            except (RegistryError, TimeoutError) as error:
+                telemetry.warner.warn("webhook", f"MLflow takes no webhook, and is asked: {error}")
+            await asyncio.sleep(RETRY_S)
 
     async def _look(self) -> None:
         """See which version bears the alias, and begin to switch to it where it is another one."""
@@ -455,6 +484,11 @@ def _tell(registry: Registry, version: Version, endpoint: str, told: str) -> Non
         start, there = f"**Endpoint {endpoint}**:", registry.resolve(version.name, version.version).description
         others = [part for part in there.split("\n\n") if part and not part.startswith(start)]
         registry.describe(version, "\n\n".join([*others, f"{start} {told}"]))
+
+
+def _without_folders(why: str) -> str:
+    """A reason with the last two parts of each path in it: where files lie, searchers need not know."""
+    return PATH.sub(lambda path: "/".join(path[0].split("/")[-2:]), why)
 
 
 def _now() -> str:
