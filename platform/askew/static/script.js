@@ -1,6 +1,6 @@
 // The search page. It asks the endpoint's own paths, and writes what comes back as text, never as markup.
 
-const HITS = 24, VALUES = 12, PAUSE_MS = 120, RELEASE_EVERY_MS = 5000, FIELDS_SHOWN = 4;
+const HITS = 24, VALUES = 12, PAUSE_MS = 120, RELEASE_EVERY_MS = 2000, FIELDS_SHOWN = 4;
 const $ = (id) => document.getElementById(id);
 const state = { query: "", like: null, filters: {}, weight: null, sides: ["fused"] };
 let release = null, searching = null, counting = null;
@@ -352,6 +352,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName)) { event.preventDefault(); $("query").focus(); }
   if (event.key === "Escape") $("release").open = false;
 });
+document.addEventListener("click", (event) => { if (!$("release").contains(event.target)) $("release").open = false; });
 addEventListener("hashchange", () => { load(); changed(); });
 
 if (matchMedia("(max-width: 760px)").matches) $("filters").open = false;
