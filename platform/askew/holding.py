@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from askew import telemetry
+from askew import gently, telemetry
 from askew.releases import Release
 
 H = TypeVar("H")
@@ -47,7 +47,7 @@ class Holder(Generic[H]):
             await self._ask()
             if not self.orders:
                 await asyncio.sleep(self._every_s)
-        await self._hold([one for one in self._told if one.key == self.orders["serve"]])
+        await self._hold([one for one in self._told if one.key == self.orders["serve"]], asyncio.to_thread)
         if self.orders["serve"] not in self._held:
             raise RuntimeError(f"release {self.orders['serve']} was not loaded: {self._failed}")
         sys.setswitchinterval(SWITCH_S)
@@ -96,7 +96,7 @@ class Holder(Generic[H]):
         except Exception as error:  # whatever became of it, it is up again some time
             telemetry.log.debug("no orders: %s", error)
 
-    async def _hold(self, wanted: list[Release]) -> None:
+    async def _hold(self, wanted: list[Release], load: Callable[..., Awaitable[H]] = gently.to_thread) -> None:
         keys = {one.key for one in wanted}
         self._failed = {key: why for key, why in self._failed.items() if key in keys}
         for one in wanted:
@@ -104,7 +104,7 @@ class Holder(Generic[H]):
             if one.key in self._held or one.key in self._failed:
                 continue
             try:
-                self._held[one.key] = await asyncio.to_thread(self._load, one)
+                self._held[one.key] = await load(self._load, one)
                 telemetry.log.info("release %s is in memory", one.key)
             except Exception as error:
                 self._failed[one.key] = f"{type(error).__name__}: {error}"

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from pydantic import Field
 
-from askew import building, gates, hooks, releases, telemetry
+from askew import building, gates, gently, hooks, releases, telemetry
 from askew.building import BuildSettings
 from askew.config import Settings
 from askew.errors import AskewError, RegistryError
@@ -99,6 +100,7 @@ class Switch(Wired):
         self, settings: Mapping[str, Any], watched: Sequence[Any], start: Mapping[str, Any], watches: bool
     ) -> None:
         """Take what is live at first; `watches` is false where a version is named by its number."""
+        torch.set_num_threads(1)  # a gate has time; what is answered beside it has none
         self._settings, self._watched = SwitchSettings.model_validate(settings), Watched(*watched)
         self._cache = Path(self._watched.cache)
         self._path = releases.memory(self._cache, self._watched.uri, self._watched.model, self._settings.endpoint)
@@ -246,8 +248,8 @@ class Switch(Wired):
                 self._flip(before, version, started, ())
                 return
             version = await self._indexed(registry, version)
-            release = await asyncio.to_thread(self._fetched, registry, version)
-            verdicts = await asyncio.to_thread(self._judged, registry, version, release)
+            release = await gently.to_thread(self._fetched, registry, version)
+            verdicts = await gently.to_thread(self._judged, registry, version, release)
             if refusals := gates.refusals(verdicts, force=bool(version.tags.get(FORCE))):
                 raise RefusedReleaseError(refusals)
             self._candidate, self._loading = (version, "loading"), release
@@ -386,8 +388,8 @@ class Switch(Wired):
     async def _try_shadow(self, registry: Registry, version: Version) -> None:
         """Let replicas hold a version beside the live one, unless it does not even fit together."""
         try:
-            release = await asyncio.to_thread(self._fetched, registry, version)
-            verdicts = await asyncio.to_thread(self._judged, registry, version, release)
+            release = await gently.to_thread(self._fetched, registry, version)
+            verdicts = await gently.to_thread(self._judged, registry, version, release)
             if refusals := gates.refusals(verdicts, force=True):
                 raise RefusedReleaseError(refusals)
         except (AskewError, OSError, RefusedReleaseError) as error:
