@@ -319,7 +319,7 @@ def test_a_retry_has_what_is_left_of_a_searchs_time(ask: Asks, shop: Shop) -> No
     assert 0 < second <= 2
 
 
-@pytest.mark.parametrize(("terms", "how"), [({"timeout_s": 0.5}, {}), ({}, {"timeout_ms": 500})])
+@pytest.mark.parametrize(("terms", "how"), [({"timeout_s": 0.9}, {}), ({}, {"timeout_ms": 900})])
 def test_nothing_is_tried_past_the_deadline(
     made: Callable[..., Asks], url: str, shop: Shop, terms: dict[str, Any], how: dict[str, Any]
 ) -> None:
@@ -327,7 +327,7 @@ def test_nothing_is_tried_past_the_deadline(
     ask, started = made(url, **terms), time.monotonic()
     with pytest.raises(EndpointError, match="503"):
         ask("search", "mug", **how)
-    assert time.monotonic() - started < 0.5  # it does not even wait
+    assert time.monotonic() - started < 0.9  # it does not even wait
     assert len(shop.calls) == 1
 
 

@@ -229,11 +229,11 @@ class Cleaner:
             keep.append(not problem)
             if problem:
                 set_aside.append(bad("item", item_id, file, *problem))
-        clean = raw.drop_columns([n for n in ("title", "text") if n in raw.column_names])
-        clean = clean.append_column("title", pa.array([t[:MAX_TEXT] for t in titles], pa.string()))
+        cleaned = raw.drop_columns([n for n in ("title", "text") if n in raw.column_names])
+        cleaned = cleaned.append_column("title", pa.array([t[:MAX_TEXT] for t in titles], pa.string()))
         if "text" in raw.column_names and "text" in self._fields.names:
-            clean = clean.append_column(TEXT_FIELD, raw["text"])
-        return clean.append_column("text", pa.array(joined, pa.string())).filter(
+            cleaned = cleaned.append_column(TEXT_FIELD, raw["text"])
+        return cleaned.append_column("text", pa.array(joined, pa.string())).filter(
             pa.array(keep, pa.bool_())
         ), set_aside
 
