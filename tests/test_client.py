@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.fakes import EXPLANATION, HIT, ITEM, PHOTOS, FakeSearcher, run, serving
+from tests.fakes import EXPLANATION, FACET, HIT, ITEM, PHOTOS, FakeSearcher, run, serving
 
 from askew import messages, talk
 from askew.client import AsyncClient, Client
@@ -108,9 +108,10 @@ def test_a_search_says_all_that_it_may(ask: Asks, shop: Shop) -> None:
     where = {"price": {"lt": 20}, "not": {"brand": ["Acme", None]}}
     found = ask(
         "search", "größe 👍🏽", k=3, filter=where, fields=["price"], min_score=-0.5, explain=True, timeout_ms=1500,
-        require_full=True, request_id="7f",
+        require_full=True, image_weight=0.25, version="2", request_id="7f",
     )  # fmt: skip
-    assert shop.asks == [Ask("größe 👍🏽", k=3, where=where, explain=True, timeout_s=1.5, request_id="7f")]
+    how = {"explain": True, "image_weight": 0.25, "version": "2", "timeout_s": 1.5, "request_id": "7f"}
+    assert shop.asks == [Ask("größe 👍🏽", k=3, where=where, **how)]
     assert isinstance(found, messages.SearchResponse)
     [hit] = found.hits
     assert (hit.score, hit.fields, hit.explanation) == (0.5, {"price": 4}, messages.Explanation(**EXPLANATION))
@@ -140,6 +141,13 @@ def test_what_is_like_a_product_is_found(ask: Asks, shop: Shop) -> None:
 def test_a_product_and_its_photo_are_fetched(ask: Asks) -> None:
     assert ask("item", "7") == messages.Item(**ITEM)
     assert ask("image", "7", request_id="i") == photo_of("7")
+
+
+def test_what_the_fields_hold_is_told(ask: Asks, shop: Shop) -> None:
+    assert ask("facets") == messages.FacetsResponse(model=shop.release.model, fields=[messages.Facet(**FACET)])
+    assert shop.written == [None, 20]
+    ask("facets", filter={"price": {"lt": 5}}, limit=7)
+    assert shop.written == [{"price": {"lt": 5}}, 7]
 
 
 def test_products_are_written_with_their_photos(ask: Asks, shop: Shop) -> None:
@@ -249,7 +257,13 @@ def test_an_error_tells_what_the_endpoint_said(ask: Asks, shop: Shop) -> None:
     ("method", "given", "error", "status", "code"),
     [
         ("item", "7", MissingError("there is no product '7'"), 404, "not_found"),
-        ("upsert", [{"item_id": "7", "title": "Mug"}], ForbiddenError("no changes here"), 403, "forbidden"),
+        (
+            "upsert",
+            [{"item_id": "7", "title": "Mug"}],
+            ForbiddenError("no changes", "set writes"),
+            403,
+            "forbidden",
+        ),
         ("upsert", [{"item_id": "7"}], None, 422, "invalid_field"),
         ("search", "mug", ValueError("a bug"), 500, "internal"),
     ],

@@ -17,7 +17,7 @@ import httpx
 
 from askew import talk
 from askew.errors import EndpointError
-from askew.messages import Item, ReleaseResponse, SearchResponse, WriteResponse
+from askew.messages import FacetsResponse, Item, ReleaseResponse, SearchResponse, WriteResponse
 from askew.talk import Call, Came, Talk, Terms
 
 T = TypeVar("T")
@@ -37,6 +37,7 @@ class Similar(Sent, total=False):
     fields: Sequence[str] | None
     min_score: float | None
     timeout_ms: int | None  # the endpoint answers with what it has by then, and nothing is tried again after it
+    version: str | None  # another one than is live, of those that `release` says are held
     require_full: bool
 
 
@@ -44,6 +45,7 @@ class Search(Similar, total=False):
     """What a search may have beside its query."""
 
     explain: bool
+    image_weight: float | None  # of the photo against the text, 0 to 1
 
 
 class Client:
@@ -86,6 +88,12 @@ class Client:
     def image(self, item_id: str, **sent: Unpack[Sent]) -> bytes:
         """Fetch a product's photo, as it was given."""
         return self._say(talk.image(item_id, **sent))
+
+    def facets(
+        self, *, filter: Mapping[str, Any] | None = None, limit: int = 20, **sent: Unpack[Sent]
+    ) -> FacetsResponse:
+        """Tell the fields of the products that pass a filter: their most frequent values, or their range."""
+        return self._say(talk.facets(filter=filter, limit=limit, **sent))
 
     def upsert(self, items: Iterable[Mapping[str, Any]], **sent: Unpack[Sent]) -> WriteResponse:
         """Add products (item_id, title, fields, image as bytes), in the place of those of the same ids."""
@@ -166,6 +174,12 @@ class AsyncClient:
     async def image(self, item_id: str, **sent: Unpack[Sent]) -> bytes:
         """Fetch a product's photo, as it was given."""
         return await self._say(talk.image(item_id, **sent))
+
+    async def facets(
+        self, *, filter: Mapping[str, Any] | None = None, limit: int = 20, **sent: Unpack[Sent]
+    ) -> FacetsResponse:
+        """Tell the fields of the products that pass a filter: their most frequent values, or their range."""
+        return await self._say(talk.facets(filter=filter, limit=limit, **sent))
 
     async def upsert(self, items: Iterable[Mapping[str, Any]], **sent: Unpack[Sent]) -> WriteResponse:
         """Add products (item_id, title, fields, image as bytes), in the place of those of the same ids."""

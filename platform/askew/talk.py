@@ -20,7 +20,16 @@ from pydantic import ValidationError
 
 from askew import __version__
 from askew.errors import ConfigError, EndpointError, UnreachableError
-from askew.messages import BatchResponse, Failure, Item, Problem, ReleaseResponse, SearchResponse, WriteResponse
+from askew.messages import (
+    BatchResponse,
+    FacetsResponse,
+    Failure,
+    Item,
+    Problem,
+    ReleaseResponse,
+    SearchResponse,
+    WriteResponse,
+)
 
 T = TypeVar("T")
 Came = httpx.Response | httpx.RequestError
@@ -77,6 +86,11 @@ def image(item_id: str, request_id: str | None = None) -> Call[bytes]:
 
 def _path(item_id: str) -> str:
     return "/items/" + quote(item_id, safe="").replace(".", "%2E")  # or `..` would be taken for the folder above
+
+
+def facets(request_id: str | None = None, **how: Any) -> Call[FacetsResponse]:
+    """Ask what the fields of products hold; `how` are a filter, and how many values of each field to tell."""
+    return Call("/facets", FacetsResponse.model_validate_json, how, request_id)
 
 
 def upsert(items: Iterable[Mapping[str, Any]], request_id: str | None = None) -> Call[WriteResponse]:
