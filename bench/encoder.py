@@ -27,12 +27,13 @@ from load import queries as real_queries
 from numpy.typing import NDArray
 from prepare import at_least, at_most, say
 
-from askew import drawn, inputs, metrics, tables
+from askew import drawn, metrics, tables
 from askew.compiled import CompiledEncoder
 from askew.inputs import Tokens
 from askew.models import Model
 from askew.rankings import Ranking
 from askew.towers import TowerSettings, TwoTower
+from askew.words import clean
 
 TOWERS: Mapping[str, dict[str, Any]] = {
     "minilm": {"dim": 384, "text": {"width": 384, "layers": 6, "heads": 12}},
@@ -73,14 +74,14 @@ def timed(model: Model, texts: Sequence[str]) -> dict[str, Any]:
     start = time.process_time()
     compiled = CompiledEncoder(model)
     figures: dict[str, Any] = {"runtime": compiled.runtime, "start_s": round(time.process_time() - start, 2)}
-    length, ready = model.towers.settings.query_length, [inputs.clean(text) for text in texts]
+    length, ready = model.towers.settings.query_length, [clean(text) for text in texts]
     figures["tokens_a_query"] = round(float((model.tokens.ids(ready, length) >= 0).sum(1).mean()), 2)
     ways: dict[str, Encode] = {
         "eager": model.queries,
         "compiled": compiled.queries,
         "fp32": CompiledEncoder(model, "fp32").queries,
         "bf16": CompiledEncoder(model, "bf16").queries,
-        "tokens": lambda some: model.tokens.ids([inputs.clean(text) for text in some], length),
+        "tokens": lambda some: model.tokens.ids([clean(text) for text in some], length),
     }
     for size, calls in CALLS.items():
         medians = _medians(ways, _batches(texts, size, calls))

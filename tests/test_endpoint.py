@@ -3,10 +3,8 @@ import http.client
 import json
 import re
 import select
-import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -14,103 +12,24 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.webhooks import delivery
+from tests.fakes import EXPLANATION, FACET, HIT, ITEM, PHOTOS, FakeSearcher, serving
 
-from askew import endpoint, messages, refusals
-from askew.endpoint import Answer, Ask
+from askew import refusals
+from askew.endpoint import Ask
 from askew.errors import DataError
 
-HIT = {"item_id": "7", "score": 0.5, "title": "Red mug", "fields": {"price": 4, "tags": ["mug"]}}
-ITEM = {"item_id": "7", "title": "Red mug", "fields": {"price": 4}, "has_image": True}
-PHOTOS = {
-    "jpeg": b"\xff\xd8\xff\xe0rest",
-    "png": b"\x89PNGrest",
-    "none": None,
-    "page": b"<html>",
-    "a/b c?": b"GIF89a",
-}
-EXPLANATION = {"text": 0.4, "image": None, "fused": 0.5, "without_image": 0.4}
-FACET = {
-    "name": "colour", "kind": "text", "items": 9, "distinct": 2, "least": None, "greatest": None,
-    "values": [{"value": "red", "items": 7}, {"value": "blue", "items": 2}],
-}  # fmt: skip
 SECRET = "what both know"
 JSON = {"content-type": "application/json"}
-
-
-class FakeSearcher:
-    """Two shards that answer as told, and what they were asked."""
-
-    busy = False
-
-    release = messages.ReleaseResponse(
-        model=messages.Served(name="towers", version="3"), model_key="m", index_key="i", items=9, shards=2,
-        since="2026-11-26T00:00:00Z",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, int]] = []
-        self.asks: list[Ask] = []
-        self.answered = self.release.shards
-        self.error: Exception | None = None
-        self.written: list[Any] = []
-
-    async def search(self, ask: Ask) -> Answer:
-        self.calls.append((ask.query or ask.like, ask.k))
-        self.asks.append(ask)
-        if self.error:
-            raise self.error
-        hit = {**HIT, "explanation": EXPLANATION} if ask.explain else HIT
-        missing = 0.25 * (2 - self.answered)
-        return Answer(
-            [hit], self.answered, {"waiting": 0.1, "encoding": 0.2, "searching": 0.3004}, self.release, missing
-        )
-
-    async def facets(self, where: Any, limit: int) -> tuple[list[dict[str, Any]], messages.Release]:
-        self.written = [where, limit]
-        if self.error:
-            raise self.error
-        return [FACET], self.release
-
-    async def look(self) -> None:
-        self.calls.append(("look", 0))
-
-    async def item(self, item_id: str) -> tuple[dict[str, Any], bytes | None]:
-        self.calls.append((item_id, 0))
-        if self.error:
-            raise self.error
-        if item_id not in PHOTOS:
-            raise refusals.MissingError(f"there is no product {item_id!r}")
-        return {**ITEM, "item_id": item_id, "split": "val", "image": PHOTOS[item_id]}, PHOTOS[item_id]
-
-    async def upsert(self, items: Sequence[Mapping[str, Any]]) -> tuple[int, int, list[dict[str, str]]]:
-        self.written = list(items)
-        if self.error:
-            raise self.error
-        return 17, len(items), [{"item_id": "7", "reason": "empty", "message": "the image has no bytes"}]
-
-    async def delete(self, item_ids: Sequence[str]) -> int:
-        self.written = list(item_ids)
-        if self.error:
-            raise self.error
-        return 18
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[FakeSearcher, httpx.Client]]:
     fake = FakeSearcher()
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(endpoint.endpoint(fake, SECRET), log_config=None))
-    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    with httpx.Client(base_url=url, timeout=10, trust_env=False) as client:
+    with serving(fake, SECRET) as url, httpx.Client(base_url=url, timeout=10, trust_env=False) as client:
         yield fake, client
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture(autouse=True)

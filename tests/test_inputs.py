@@ -298,14 +298,6 @@ def test_damage_is_refused_or_gives_a_square(kind: str, changes: list[tuple[floa
     assert found in ("none", "not_a_photo", "truncated", "too_many_pixels", "broken")
 
 
-@given(st.text())
-def test_clean_is_settled_after_once(text: str) -> None:
-    once = inputs.clean(text)
-    assert inputs.clean(once) == once
-    assert "\x00" not in once
-    assert once == once.strip()
-
-
 def test_tokens_pad_cut_and_come_back(tmp_path) -> None:  # type: ignore[no-untyped-def]
     tokens = inputs.Tokens.train(["red striped mug", "blue mug", "red cushion"], 200)
     alone = tokens.ids(["red mug"], 4)

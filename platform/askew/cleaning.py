@@ -23,6 +23,7 @@ from askew.errors import DataError
 from askew.fetching import Fetcher, FetchSettings, Problem
 from askew.overview import Tally
 from askew.records import MAX_ID, Bad, bad, table
+from askew.words import clean
 
 MAX_TEXT = 10_000
 ROWS_AT_ONCE, BYTES_AT_ONCE = 256, 32 << 20
@@ -220,19 +221,19 @@ class Cleaner:
                 f"columns {', '.join(sorted(missing))} in {file}", names, "see text_fields and columns"
             )
         parts = [texts(raw, name) for name in self._settings.text_fields]
-        joined = [inputs.clean(" ".join(said)) for said in zip(*parts, strict=True)]
-        titles = [inputs.clean(t) or x for t, x in zip(texts(raw, "title"), joined, strict=True)]
+        joined = [clean(" ".join(said)) for said in zip(*parts, strict=True)]
+        titles = [clean(t) or x for t, x in zip(texts(raw, "title"), joined, strict=True)]
         keep, set_aside = [], []
         for item_id, text in zip(raw["item_id"].to_pylist(), joined, strict=True):
             problem = _problem(item_id, text)
             keep.append(not problem)
             if problem:
                 set_aside.append(bad("item", item_id, file, *problem))
-        clean = raw.drop_columns([n for n in ("title", "text") if n in raw.column_names])
-        clean = clean.append_column("title", pa.array([t[:MAX_TEXT] for t in titles], pa.string()))
+        cleaned = raw.drop_columns([n for n in ("title", "text") if n in raw.column_names])
+        cleaned = cleaned.append_column("title", pa.array([t[:MAX_TEXT] for t in titles], pa.string()))
         if "text" in raw.column_names and "text" in self._fields.names:
-            clean = clean.append_column(TEXT_FIELD, raw["text"])
-        return clean.append_column("text", pa.array(joined, pa.string())).filter(
+            cleaned = cleaned.append_column(TEXT_FIELD, raw["text"])
+        return cleaned.append_column("text", pa.array(joined, pa.string())).filter(
             pa.array(keep, pa.bool_())
         ), set_aside
 
@@ -286,7 +287,7 @@ def texts(raw: pa.Table, name: str) -> list[str]:
 def text_of(item: Mapping[str, Any], text_fields: Sequence[str]) -> str:
     """Join what a clean item says in its title and other fields, as it was joined when it was cleaned."""
     said = {**(item.get("fields") or {}), "title": item["title"]}
-    return inputs.clean(" ".join(_text(said.get(name)) for name in text_fields))
+    return clean(" ".join(_text(said.get(name)) for name in text_fields))
 
 
 def _text(value: object) -> str:

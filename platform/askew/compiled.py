@@ -22,9 +22,10 @@ from transformers import BertModel
 from askew.encoders import TextEncoder
 from askew.errors import ArtifactError
 from askew.fusion import Hidden
-from askew.inputs import PADDING, clean
+from askew.inputs import PADDING
 from askew.models import CANARIES, Model, Vectors
 from askew.towers import TwoTower, indexed_queries
+from askew.words import clean
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # or every import is told to its maker
 import openvino  # noqa: E402

@@ -7,7 +7,9 @@ AskewError
 ├── RegistryError    MLflow cannot be reached, or holds no such model, version or alias
 ├── TrainingError    a training went wrong in itself: its loss is no number, or explodes
 ├── MachineError     this machine lacks memory, disk, a free port or a part
-└── StageError       a Ray job ended in failure
+├── StageError       a Ray job ended in failure
+└── EndpointError    a search endpoint refused what it was asked, or failed
+    └── UnreachableError   nothing answered there, or not in time
 """
 
 from typing import Self
@@ -54,3 +56,19 @@ class MachineError(AskewError):
 
 class StageError(AskewError):
     """A Ray job ended in failure."""
+
+
+class EndpointError(AskewError):
+    """A search endpoint refused what it was asked, or failed; what it said stands in the attributes."""
+
+    def __init__(
+        self, wanted: str, found: str, do: str, *, code: str = "", message: str = "", param: str | None = None,
+        status: int = 0, request_id: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(wanted, found, do)
+        self.code, self.message, self.param, self.hint = code, message or found, param, do
+        self.status, self.request_id = status, request_id  # the status of HTTP; 0 without an answer
+
+
+class UnreachableError(EndpointError):
+    """Nothing answered there, or not in time."""

@@ -1,4 +1,4 @@
-"""Text and pixels: the one path from what a shop has to what a tower reads.
+"""Tokens and pixels: the one path from what a shop has to what a tower reads.
 
 Prepare, training, indexing and serving all come through here, so that they cannot differ. Knows
 nothing of towers, files or clusters.
@@ -7,7 +7,6 @@ nothing of towers, files or clusters.
 import hashlib
 import io
 import math
-import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,12 +30,6 @@ SPARE = 1.3  # at less, what is left for the antialiased resize is too little to
 WHITE = 255
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 PADDING = -1  # a place of a row of token ids that holds none
-
-
-def clean(text: str) -> str:
-    """Normalise text: NFKC, control characters out, runs of white space to one space."""
-    text = unicodedata.normalize("NFKC", text)
-    return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
 
 
 def pixels(data: bytes, size: int) -> NDArray[np.uint8]:

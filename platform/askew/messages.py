@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from askew.inputs import clean
+from askew.words import clean
 
 MAX_QUERY, MAX_K, MAX_ID, MAX_BATCH = 512, 100, 512, 64
 MAX_ITEMS, MAX_DELETED = 64, 1000

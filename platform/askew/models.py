@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from askew import artifacts, tables
 from askew.encoders import config_of
 from askew.errors import ArtifactError, ConfigError
-from askew.inputs import Tokens, clean
+from askew.inputs import Tokens
 from askew.towers import TowerSettings, TwoTower, indexed_items, indexed_queries
+from askew.words import clean
 
 SETTINGS, WEIGHTS, TOKENIZER = "towers.json", "weights.safetensors", "tokenizer.json"
 VECTORS = "canaries.safetensors"

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from askew import cleaning, inputs, negatives, register, splits, tables
+from askew import cleaning, negatives, register, splits, tables
 from askew.cleaning import ALL
 from askew.config import Settings
 from askew.negatives import Mined, NegativeSettings, Pairs
@@ -26,6 +26,7 @@ from askew.overview import Tally
 from askew.records import Bad, bad
 from askew.register import Register
 from askew.splits import SplitSettings
+from askew.words import clean
 
 MAX_QUERY = 10_000
 Mine = Callable[[negatives.Kind, list[str], Pairs], Mined]
@@ -72,7 +73,7 @@ def gathered(paths: Sequence[Path], bucket: int, schema: pa.Schema) -> pa.Table:
 
 def clean_queries(rows: pa.Table, file: str) -> tuple[pa.Table, list[Bad]]:
     """Clean a chunk of queries to QUERIES; set aside are those without readable text, or with too much."""
-    texts = [inputs.clean(text) for text in cleaning.texts(rows, "query")]
+    texts = [clean(text) for text in cleaning.texts(rows, "query")]
     keep, set_aside = [], []
     for query_id, text in zip(rows["query_id"].to_pylist(), texts, strict=True):
         problem = cleaning.id_problem(query_id) or _problem(text)
