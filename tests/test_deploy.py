@@ -75,23 +75,25 @@ def pods(tree: Any) -> Iterator[Manifest]:
 # --- published schemas -----------------------------------------------------------------------------
 
 
-def ours() -> dict[str, jsonschema.Draft202012Validator]:
-    """The schemas of kinds that are not Kubernetes' own, by their group."""
+def definitions() -> Registry[Any]:
+    """Kubernetes' own schemas, which those of other kinds refer to."""
     folder = importlib.resources.files("kubernetes_validate") / "kubernetes-json-schema"
     text = (folder / f"v{KUBERNETES}.0-local-strict" / "_definitions.json").read_text(encoding="utf-8")
-    registry: Registry[Any] = Resource.from_contents(json.loads(text)) @ Registry()
-    names = {"ray.io": "kuberay", "monitoring.coreos.com": "prometheus_operator"}
-    schemas = {g: yaml.safe_load((ROOT / "tests" / "schemas" / f"{n}.yaml").read_text()) for g, n in names.items()}
-    return {group: jsonschema.Draft202012Validator(schema, registry=registry) for group, schema in schemas.items()}
+    return Resource.from_contents(json.loads(text)) @ Registry()
 
 
-OURS = ours()
+SCHEMAS = {
+    group: yaml.safe_load((ROOT / "tests" / "schemas" / f"{name}.yaml").read_text())
+    for group, name in {"ray.io": "kuberay", "monitoring.coreos.com": "prometheus_operator"}.items()
+}
+DEFINITIONS = definitions()
 
 
 def validate(manifest: Manifest) -> None:
     """Raises ValidationError where a manifest is not as published."""
-    if kind := OURS.get(manifest["apiVersion"].partition("/")[0]):
-        kind.validate(manifest)
+    if schema := SCHEMAS.get(manifest["apiVersion"].partition("/")[0]):
+        one = schema | {"$ref": f"#/$defs/{manifest['kind']}"}
+        jsonschema.Draft202012Validator(one, registry=DEFINITIONS).validate(manifest)
     else:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
