@@ -51,7 +51,7 @@ class SearchRequest(Wanted):
     explain: bool = Field(default=False, description="tell what the first 24 scores are made of; slow")
     image_weight: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None,
-        description="put the best 48 into the order of their photos (1), their texts (0) or between; slow",
+        description="put the best 100 into the order of their photos (1), their texts (0) or between; slow",
     )
 
 

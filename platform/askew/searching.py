@@ -29,7 +29,7 @@ from askew.releases import Release
 from askew.shards import merge, records
 
 EXPLAINED = 24  # the first so many hits
-WEIGHED = 48  # so many hits are put into another order, where photo and text are weighed
+WEIGHED = 100  # so many hits are put into another order, where photo and text are weighed
 EXACT_WITHIN_S = 30.0
 KEPT_FACETS, FACETS_S = 1000, 10.0
 Key = tuple[str, int, str]  # a query, how many hits, its filter in canonical form

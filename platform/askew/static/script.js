@@ -34,13 +34,15 @@ function conditions(without) {
   return Object.keys(filter).length ? filter : null;
 }
 
+const WEIGHTS = { text: 0, photo: 1 };
+const weighs = (side) => side in WEIGHTS || state.weight !== null;
+
 // A side is "fused", "text" or "photo" of the live version, or the number of another version that is held.
 function wanted(side, more) {
   const body = { k: HITS, filter: conditions(), ...more };
   if (/^v/.test(side)) body.version = side.slice(1);
   if (state.like) return ["similar", { ...body, item_id: state.like.item_id }];
-  const weight = { text: 0, photo: 1 }[side] ?? state.weight;
-  if (weight !== null) body.image_weight = weight;
+  if (weighs(side)) body.image_weight = WEIGHTS[side] ?? state.weight;
   return ["search", { ...body, query: state.query }];
 }
 
@@ -80,7 +82,7 @@ async function explain(answers, signal) {
     const panel = $("panels").children[place];
     for (const hit of hits) {
       const card = panel?.querySelector(`article[data-id="${CSS.escape(hit.item_id)}"]`);
-      if (card && hit.explanation) card.querySelector(".parts").replaceChildren(bars(hit));
+      if (card && hit.explanation) card.querySelector(".parts").replaceChildren(bars(hit, !weighs(state.sides[place])));
     }
   }));
 }
@@ -122,7 +124,7 @@ function draw(answers) {
 
 function choices(select, place) {
   const live = release?.model.version ?? "";
-  const sides = [["fused", `version ${live}, live`], ["text", `version ${live}, by its texts alone`], ["photo", `version ${live}, by its photos alone`]];
+  const sides = [["fused", `version ${live}, live`], ["text", `version ${live}, its best in the order of texts`], ["photo", `version ${live}, its best in the order of photos`]];
   for (const version of release?.held ?? []) if (version !== live) sides.push([`v${version}`, `version ${version}, in memory`]);
   select.replaceChildren(...sides.map(([value, text]) => new Option(text, value, false, value === state.sides[place])));
   select.addEventListener("change", () => { state.sides[place] = select.value; search(); });
@@ -159,7 +161,7 @@ function photo(hit) {
 }
 
 // How near the query is to the product's text and to its photo, and what the photo adds to the score.
-function bars(hit) {
+function bars(hit, fused) {
   const { text, image, without_image: without } = hit.explanation;
   const box = made("span");
   box.className = "bars";
@@ -174,7 +176,7 @@ function bars(hit) {
   const all = document.createDocumentFragment();
   all.append(box);
   const adds = hit.score - without;
-  if (image != null && state.weight === null) all.append(made("span", `the photo ${adds < 0 ? "takes" : "adds"} ${Math.abs(adds).toFixed(2)}`));
+  if (image != null && fused) all.append(made("span", `the photo ${adds < 0 ? "takes" : "adds"} ${Math.abs(adds).toFixed(2)}`));
   return all;
 }
 
