@@ -100,7 +100,7 @@ def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:
 
 
 CONFIGS = Path(__file__).parent.parent / "serve_configs"
-NAMED = re.compile(r"ray_(askew_[a-z0-9_]+?)(_total|_bucket)?(?![a-z0-9_])")
+NAMED = re.compile(r"ray_(askew_[a-z0-9_]+?)(_total|_bucket|_sum|_count)?(?![a-z0-9_])")
 
 
 @pytest.mark.parametrize("name", ["search", "search.cluster", "demo"])
