@@ -1,8 +1,8 @@
 """Draw the dashboard from a Prometheus: `python bench/dashboard.py http://127.0.0.1:9090 docs/dashboard.png`.
 
 Asks every query of `serve_configs/grafana.json` over the last minutes, as Grafana does, and draws what comes in
-the dashboard's places: to see that each query answers, and for a picture where there is no Grafana. A query without
-an answer is told.
+the dashboard's places: to see that each query answers, and for a picture where there is no Grafana. A query that
+has no answer is told.
 """
 
 import json
