@@ -654,6 +654,35 @@ def test_the_flat_layout_is_recognised(tmp_path: Path, name: str, content: str, 
     assert rows_of(layout.clicks[0], tmp_path, "click")[0][0]["item_id"] == "a"
 
 
+IN_WORDS = {
+    "judgments.csv": "query,item_id,grade,split\nmug,a,2,test\nmug,b,0,test\n",
+    "judgments.jsonl": '{"query":"mug","item_id":"a","grade":2,"split":"test"}\n'
+    '{"query":"mug","item_id":"b","grade":0,"split":"test"}\n',
+    "clicks.csv": "query,item_id,position,impressions,clicks,split\nmug,a,1,30,9,test\nmug,b,2,30,0,test\n",
+}
+
+
+@pytest.mark.parametrize("name", IN_WORDS)
+def test_judgments_and_clicks_may_have_the_querys_text_instead_of_an_id(tmp_path: Path, name: str) -> None:
+    as_file(tmp_path, "csv")
+    write(tmp_path, name, IN_WORDS[name])
+    layout = sources.recognise(str(tmp_path))
+    said, kind = (layout.clicks, "click") if name.startswith("clicks") else (layout.judgments, "judgment")
+    [query] = rows_of(layout.queries[0], tmp_path, "query")[0]  # once, though it stands on both rows
+    assert (query["query"], query["split"]) == ("mug", "test")
+    rows, bad = rows_of(said[0], tmp_path, kind)
+    assert [(row["query_id"], row["item_id"]) for row in rows] == [(query["query_id"], i) for i in ("a", "b")]
+    assert not bad
+
+
+def test_without_queries_a_column_of_their_text_is_needed(tmp_path: Path) -> None:
+    as_file(tmp_path, "csv")
+    write(tmp_path, "judgments.csv", "query_id,item_id,grade\nq1,a,2\n")
+    layout = sources.recognise(str(tmp_path))
+    with pytest.raises(DataError, match=r"wanted columns query in judgments\.csv; found grade, item_id, query_id"):
+        rows_of(layout.judgments[0], tmp_path, "judgment")
+
+
 def test_broken_lines_of_qrels_are_set_aside_alone(tmp_path: Path) -> None:
     write(tmp_path, "test.qrels.tsv", b"q1 0 a 2\nq1 a 2\nq\xff 0 a 1\nq1\t0\tb c\t1\n" * 2)
     rows, bad = rows_of(Table(files=("*.tsv",)), tmp_path, "judgment", unit_bytes=20)

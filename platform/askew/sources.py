@@ -301,6 +301,7 @@ LAYOUTS = {
     "BEIR": "corpus.jsonl, queries.jsonl, qrels/<split>.tsv",
     "ready triplets": "triplets*.parquet, .jsonl, .csv or .tsv",
     "flat": "items.*, queries.*, and judgments.*, qrels.* or clicks.*",
+    "flat, two files": "items.*, and judgments.* or clicks.* with a column query",
 }
 ENDINGS = ("parquet", "jsonl", "ndjson", "csv", "tsv", "jsonl.gz", "ndjson.gz", "csv.gz", "tsv.gz")
 
@@ -385,6 +386,8 @@ def _flat(data: str) -> Layout | None:
     judgments = _matching(data, ("judgments",))
     clicks = _matching(data, ("clicks",))
     qrels = tuple(_qrels(data, p) for p in _matching(data, ("qrels",), (*ENDINGS, "trec", "txt")))
+    if items and (judgments or clicks) and not (queries or qrels):
+        return _asked_in_words(items, judgments, clicks)
     if not (items and queries and (judgments or clicks or qrels)):
         return None
     return Layout(
@@ -393,6 +396,14 @@ def _flat(data: str) -> Layout | None:
         judgments=(*((Table(files=judgments),) if judgments else ()), *qrels),
         clicks=(Table(files=clicks),) if clicks else (),
     )
+
+
+def _asked_in_words(items: tuple[str, ...], judgments: tuple[str, ...], clicks: tuple[str, ...]) -> Layout:
+    """The layout of a folder without queries: each row of judgments and clicks has its query's text in it."""
+    by_text = {"query_id": "#query"}
+    judged, clicked = ((Table(files=f, columns=by_text),) if f else () for f in (judgments, clicks))
+    queries = Table(files=(*judgments, *clicks), columns=by_text, repeated=True)
+    return Layout(items=(Table(files=items),), queries=(queries,), judgments=judged, clicks=clicked)
 
 
 def _qrels(data: str, file: str) -> Table:
