@@ -10,7 +10,7 @@ demo_options = --home $(HOME_DIR) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop test check bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos chaos-release paper-table install dev
+.PHONY: help demo stop test check docs bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos chaos-release paper-table install dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ check: dev ## style, types and import layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install ## write docs/configuration.md from the settings themselves
+	@$(BIN)/python -m askew.reference docs/configuration.md
 
 bench-prepare: install ## speed and memory of the prepare stage, as one line of JSON
 	@$(BIN)/python bench/prepare.py
