@@ -29,7 +29,9 @@ USERS = {
     "make_shop.py": "test_your_data.py",
     "check_artifacts.py": "test_operations.py",
 }  # of blocks that are files
-FENCE = re.compile(r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+FENCE = re.compile(
+    r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 MARK = re.compile(r"not run: .{10,}|file: (?P<file>[\w.-]+)")
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<to>[^)\s]+)\)")
 PLAIN = {"source", "cd", "head", "python"}  # commands that are the shell's own, or run by a block's test
@@ -57,7 +59,7 @@ def blocks() -> Iterator[Block]:
 # --- code ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", blocks(), ids=str)
+@pytest.mark.parametrize("block", list(blocks()), ids=str)
 def test_a_block_is_run_checked_or_marked(block: Block) -> None:
     if block.mark:
         found = MARK.fullmatch(block.mark)
@@ -86,7 +88,7 @@ def made(words: list[str]) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     words = words[2:] if words[0] == "-C" else words
     target, *variables = words
-    assert re.search(rf"^{target}:", makefile, re.M), f"no target {target}"
+    assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target}"
     for name in (word.partition("=")[0] for word in variables):
         assert f"$({name})" in makefile or f"$({name}:" in makefile, f"{target} takes no {name}"
 
@@ -95,14 +97,13 @@ def scripted(words: list[str]) -> None:
     """`python jobs/STAGE.py SETTINGS.yaml key=value …`."""
     if not words[0].startswith("jobs/"):
         return
-    [classes] = [
-        [one for one in reference.FILES if one.__name__ in re.findall(r"\w+", (ROOT / words[0]).read_text())]
-    ]
+    script = (ROOT / words[0]).read_text(encoding="utf-8")
+    [kind] = [one for one in reference.FILES if f" {one.__name__}" in script]
     values = yaml.safe_load((ROOT / words[1]).read_text(encoding="utf-8"))
     for word in words[2:]:
         key = word.partition("=")[0].split(".")
-        assert word == "…" or key[0] in classes[0].model_fields, f"{words[0]} takes no {word}"
-    assert set(values) <= set(classes[0].model_fields)
+        assert word == "…" or key[0] in kind.model_fields, f"{words[0]} takes no {word}"
+    assert set(values) <= set(kind.model_fields)
 
 
 def asked(words: list[str]) -> None:
@@ -171,8 +172,8 @@ CHECKS: dict[str, Callable[[Block], object]] = {
         ("sh", "make nothing\n"), ("sh", "make demo NOTHING=1\n"), ("sh", "frobnicate\n"),
         ("sh", "askew promote a 1 --nothing\n"), ("sh", "serve deploy serve_configs/nothing.yaml\n"),
         ("sh", "python jobs/index.py jobs/index.yaml nothing=1\n"), ("sh", "curl 127.0.0.1:8000/nothing\n"),
-        ("sh", "curl 127.0.0.1:8000/search -d '{\"nothing\": 1}'\n"), ("python", "from askew.ann import Nothing\n"),
-        ("yaml", "layout: {nothing: 1}\n"), ("json", "{"), ("ruby", "1"),
+        ("sh", "curl 127.0.0.1:8000/search -d '{\"nothing\": 1}'\n"), ("json", "{"), ("ruby", "1"),
+        ("python", "from askew.ann import Nothing\n"), ("yaml", "layout: {nothing: 1}\n"),
     ],
 )  # fmt: skip
 def test_a_block_that_is_wrong_is_found(kind: str, text: str) -> None:
@@ -187,7 +188,7 @@ def anchors(page: Path) -> set[str]:
     """What can be linked to in a page: its headings as GitHub writes them."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     found = set()
-    for heading in re.findall(r"^#+ (.*)$", text, re.M):
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
         words = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower())
         found.add(words.replace(" ", "-"))
     return found
@@ -207,7 +208,7 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
 
 def test_the_index_lists_every_document_once() -> None:
     index = ROOT / "docs" / "README.md"
-    listed = re.findall(r"^- \[([\w-]+\.md)\]\(\1\): \S", index.read_text(encoding="utf-8"), re.M)
+    listed = re.findall(r"^- \[([\w-]+\.md)\]\(\1\): \S", index.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md") if page != index)
 
 

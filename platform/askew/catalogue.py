@@ -20,7 +20,7 @@ class DrawSettings(Settings):
     """Settings of the draw stage (`jobs/draw.yaml`)."""
 
     root: Path
-    num_items: int = Field(default=drawn.FULL_SIZE, ge=drawn.LEAST_ITEMS)
+    num_items: int = Field(default=drawn.FULL_SIZE, ge=drawn.LEAST_ITEMS)  # made-up products
     seed: int = Field(default=0, ge=0)
 
 

@@ -41,10 +41,10 @@ ALONE = {"siglip_text_model": SiglipTextModel, "siglip_vision_model": SiglipVisi
 class TextSettings(Settings):
     """A text encoder: a BERT from scratch of this shape, or a checkpoint (folder or hub name)."""
 
-    checkpoint: str = ""
-    width: int = Field(default=128, ge=8)
-    layers: int = Field(default=1, ge=1)
-    heads: int = Field(default=4, ge=1)
+    checkpoint: str = ""  # of a BERT-like model, or of CLIP or SigLIP; empty: from scratch
+    width: int = Field(default=128, ge=8)  # from scratch: of its layers,
+    layers: int = Field(default=1, ge=1)  # of which there are so many,
+    heads: int = Field(default=4, ge=1)  # with so many heads of attention
     pooling: Literal["auto", "mean", "cls"] = "auto"  # auto: as CLIP and SigLIP were trained, others by the mean
     config: dict[str, Any] = Field(default_factory=dict)  # the checkpoint's; filled in when it is read
 
@@ -52,11 +52,11 @@ class TextSettings(Settings):
 class ImageSettings(Settings):
     """A vision encoder: `small`, `medium` or a backbone of torchvision.models from scratch, or a checkpoint."""
 
-    backbone: str = "small"
-    checkpoint: str = ""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    config: dict[str, Any] = Field(default_factory=dict)
+    backbone: str = "small"  # or medium, or a name of torchvision.models
+    checkpoint: str = ""  # of ViT, CLIP or SigLIP, a folder or hub name; empty: the backbone
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of pixels, taken off; a checkpoint's own where it has one
+    std: tuple[float, float, float] = IMAGENET_STD  # of pixels, divided by
+    config: dict[str, Any] = Field(default_factory=dict)  # the checkpoint's; filled in when it is read
 
     def read(self) -> Self:
         """Fill in what the checkpoint says of itself: architecture and pixel statistics."""

@@ -50,14 +50,14 @@ GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291, section 2.4
 class FetchSettings(Settings):
     """Settings of fetching. `hosts`, if given, limits URLs to these host names and their subdomains."""
 
-    urls: bool = False
-    hosts: tuple[str, ...] = ()
-    timeout_s: float = Field(default=10, gt=0)
-    total_s: float = Field(default=30, gt=0)
-    max_bytes: int = Field(default=20 << 20, ge=1)
-    max_redirects: int = Field(default=3, ge=0)
-    num_connections: int = Field(default=16, ge=1)
-    retries: int = Field(default=2, ge=0)
+    urls: bool = False  # whether http(s) URLs are fetched, of public addresses alone
+    hosts: tuple[str, ...] = ()  # if given, URLs of these hosts and of those below them alone
+    timeout_s: float = Field(default=10, gt=0)  # without a byte
+    total_s: float = Field(default=30, gt=0)  # for a photo, retries not counted
+    max_bytes: int = Field(default=20 << 20, ge=1)  # of a photo
+    max_redirects: int = Field(default=3, ge=0)  # of a URL
+    num_connections: int = Field(default=16, ge=1)  # photos fetched at a time by a worker
+    retries: int = Field(default=2, ge=0)  # of what may pass: time-outs, 5xx, 408, 425, 429
 
 
 class Problem(NamedTuple):

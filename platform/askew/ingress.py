@@ -34,7 +34,7 @@ class IngressSettings(SearchSettings):
     """What it takes on, beside how it searches."""
 
     report_every_s: float = Field(default=0.25, gt=0)  # so often every replica hears which release is live
-    write_timeout_s: float = Field(default=30.0, gt=0)
+    write_timeout_s: float = Field(default=30.0, gt=0)  # in which a change must be on disk
     writes: bool = False  # whether items can be upserted and deleted by whoever reaches the endpoint
     exact_share: float = Field(default=0.001, ge=0, le=1)  # of searches are also made by scoring every item,
     shadow_share: float = Field(default=0.1, ge=0, le=1)  # and in the release of the alias `shadow`

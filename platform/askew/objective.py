@@ -32,7 +32,7 @@ class LossSettings(Settings):
     image: float = Field(default=0.0, ge=0)  # Q with S_i
     fused: float = Field(default=0.0, ge=0)  # Q with S_m
     adaptive: float = Field(default=0.0, ge=0)  # Q with (1−p)·S_t + p·S_m
-    kind: Literal["info_nce", "hinge"] = "info_nce"
+    kind: Literal["info_nce", "hinge"] = "info_nce"  # with a learned temperature, or DPSR's
     margin: float = Field(default=0.1, ge=0)  # of hinge and triplet
     triplet: float = Field(default=0.0, ge=0)  # weight, in each term with Q, of max(0, margin − f⁺ + f(mined))
     graded: bool = False  # weigh pairs by their grade (GCL)

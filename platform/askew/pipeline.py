@@ -41,7 +41,7 @@ ALIKE = (("prepare.image_size", "train.towers.image_size"), ("prepare.train_spli
 class PipelineSettings(Settings):
     """Settings of the pipeline (`jobs/pipeline.yaml`): what all stages share, and a block for each."""
 
-    data: str
+    data: str  # a folder, or a URL that fsspec knows
     root: Path
     model: str = Field(pattern=r"^[\w.-]+$")
     tracking_uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))

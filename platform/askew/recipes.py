@@ -24,7 +24,7 @@ class ValidationSettings(Settings):
 
     split: str = ""  # the first by name
     queries: int = Field(default=300, ge=0)  # 0: none
-    items: int = Field(default=3000, ge=1)
+    items: int = Field(default=3000, ge=1)  # that they are ranked over, the right ones among them
     every: int = Field(default=500, ge=1)  # steps
 
 
@@ -42,14 +42,14 @@ class LayoutSettings(Settings):
 class StageSettings(Settings):
     """One stage: so many steps towards one objective, from the weights that the stage before ended with."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1)  # of batch_size pairs each
     loss: LossSettings
     batch: BatchSettings = BatchSettings()
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)  # of AdamW, at its highest
     rates: dict[Part, float] = Field(default_factory=dict)  # factors for parts: 0.1 is a tenth, 0 freezes
-    warmup_steps: int = Field(default=100, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)  # in which the rate rises from nought
+    schedule: Literal["cosine", "constant"] = "cosine"  # how it falls after that: to nought at the end, or not
+    weight_decay: float = Field(default=0.01, ge=0)  # of AdamW
     clip: float = Field(default=1.0, gt=0)  # longest gradient
     average: float = Field(default=0.0, ge=0, lt=1)  # decay of the weights' running mean, which is kept; 0: none
 
@@ -81,22 +81,22 @@ class TrainSettings(Settings):
 
     num_workers: int = Field(default=2, ge=1)
     min_workers: int = Field(default=0, ge=0)  # elastic: go on with no fewer than these; 0: num_workers
-    use_gpu: bool = False
-    cpus_per_worker: int = Field(default=1, ge=1)
-    bf16: bool | None = None  # None: where the device has units for it
-    compile: bool = False
+    use_gpu: bool = False  # one for each worker
+    cpus_per_worker: int = Field(default=1, ge=1)  # that Ray sets aside for it
+    bf16: bool | None = None  # empty: where the device has units for it
+    compile: bool = False  # by torch.compile
     at_once: int = Field(default=0, ge=0)  # items encoded at a time by a worker (gradient caching); 0: all
-    report_every: int = Field(default=20, ge=1)
-    checkpoint_every: int = Field(default=200, ge=1)
-    max_failures: int = 2
+    report_every: int = Field(default=20, ge=1)  # steps
+    checkpoint_every: int = Field(default=200, ge=1)  # steps
+    max_failures: int = 2  # of workers, after each of which the training goes on; -1: any number
 
-    train_split: str = "train"
+    train_split: str = "train"  # the triplets' split that is trained on
     texts: tuple[str, ...] = ("text",)  # fields that stand for a title in turn, or `text`
     repeats: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)  # how often an epoch asks the
     # queries whose ids fit a pattern, as "clicked-*"; the first that fits counts, others are asked once
     towers: TowerSettings = TowerSettings()
     batch_size: int = Field(default=256, ge=2)  # over all workers
-    stages: dict[str, StageSettings] = Field(min_length=1)
+    stages: dict[str, StageSettings] = Field(min_length=1)  # by name, one after the other
     validation: ValidationSettings = ValidationSettings()
     seed: int = Field(default=0, ge=0)
 

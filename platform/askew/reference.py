@@ -89,21 +89,18 @@ def page() -> str:
     parts, groups = [HEAD], dict[type[Settings], None]()
     for settings, file in FILES.items():
         notes = _yaml_comments((ROOT / file).read_text(encoding="utf-8"))
-        where = f"`{file}`" + (" and the other `jobs/train.*.yaml`" if settings is TrainSettings else "")
-        parts.append(_section(settings, f"In {where}.", notes, groups))
+        parts.append(_section(settings, notes, groups))
     done = set[type[Settings]]()
     while left := [group for group in groups if group not in done]:
         for group in left:
-            parts.append(_section(group, "", {}, groups))
+            parts.append(_section(group, {}, groups))
             done.add(group)
     return "\n".join(parts)
 
 
-def _section(
-    settings: type[Settings], where: str, notes: Mapping[str, str], groups: dict[type[Settings], None]
-) -> str:
+def _section(settings: type[Settings], notes: Mapping[str, str], groups: dict[type[Settings], None]) -> str:
     told = " ".join((settings.__doc__ or "").split("\n\n")[0].split())
-    lines = [f"## {settings.__name__}", "", " ".join(filter(None, (told, where))), ""]
+    lines = [f"## {settings.__name__}", "", told, ""]
     lines += ["| setting | kind | default | bounds | |", "|---|---|---|---|---|"]
     for row in _rows(settings, None, "", notes, groups):
         cells = (f"`{row.key}`", row.kind, row.default, row.bounds, row.said)
@@ -115,16 +112,23 @@ def _rows(
     settings: type[Settings], given: Settings | None, prefix: str, notes: Mapping[str, str],
     groups: dict[type[Settings], None],
 ) -> Iterator[Row]:  # fmt: skip
-    """Tell the fields, of groups as dotted keys; groups in lists and maps are noted: they get sections."""
+    """Tell the fields, those of a group as dotted keys; groups that want sections of their own are noted."""
     for name, field in settings.model_fields.items():
         key, inner = prefix + name, field.annotation
-        if _is_group(inner) and inner not in FILES:
+        if _is_group(inner) and inner not in FILES and not _apart(settings, inner):
             value = getattr(given, name) if given else field.default
             yield from _rows(inner, value if isinstance(value, inner) else None, f"{key}.", notes, groups)
             continue
         groups.update(dict.fromkeys(group for group in _groups(inner) if group not in FILES))
         said = _field_comments(settings).get(name) or notes.get(key) or field.description or COMMON.get(name, "")
         yield Row(key, _kind(inner), _default(field, given, name), _bounds(field.metadata), said)
+
+
+def _apart(settings: type[Settings], group: type[Settings]) -> bool:
+    """Whether a group wants a section of its own: it stands there more than once, or within itself."""
+    kinds = [field.annotation for field in settings.model_fields.values()]
+    inside = [one for field in group.model_fields.values() for one in _groups(field.annotation)]
+    return kinds.count(group) > 1 or group in inside
 
 
 def _is_group(annotation: Any) -> typing.TypeGuard[type[Settings]]:
@@ -172,13 +176,16 @@ def _yaml(value: Any) -> str:
         return "empty"
     if isinstance(value, Settings):
         value = value.model_dump(mode="json", exclude_defaults=True)
+        if not value:
+            return "all defaults"
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, sort_keys=False)
     return f"`{text.removesuffix(END).strip()}`"
 
 
 def _bounds(metadata: Any) -> str:
-    held = ((told, getattr(one, name, None)) for name, told in BOUNDS.items() for one in metadata)
+    flat = [inner for one in metadata for inner in (one.metadata if isinstance(one, FieldInfo) else (one,))]
+    held = ((told, getattr(one, name, None)) for name, told in BOUNDS.items() for one in flat)
     found = ((told, bound) for told, bound in held if bound is not None)
     return ", ".join(told.format(bound if isinstance(bound, str) else f"{bound:g}") for told, bound in found)
 

@@ -26,8 +26,8 @@ from askew.switching import Switch, SwitchSettings, Watched
 class Scaling(Settings):
     """How many replicas a deployment has, and when there are more."""
 
-    min_replicas: int = Field(default=1, ge=1)
-    max_replicas: int = Field(default=2, ge=1)
+    min_replicas: int = Field(default=1, ge=1)  # that are always there
+    max_replicas: int = Field(default=2, ge=1)  # that there are under load
     target_ongoing_requests: float = Field(default=1.5, gt=0)  # an ingress replica has max_calls at each, at most
 
     @model_validator(mode="after")
@@ -40,11 +40,11 @@ class Scaling(Settings):
 class Deployment(Settings):
     """What each deployment takes and how it scales."""
 
-    num_cpus: float = Field(default=0.1, ge=0)
+    num_cpus: float = Field(default=0.1, ge=0)  # that Ray sets aside for a replica
     num_gpus: float = Field(default=0, ge=0)  # of a shard: it is searched there, if FAISS has its kind on GPUs
-    max_ongoing_requests: int = Field(default=64, ge=1)
-    max_queued_requests: int = Field(default=256, ge=1)
-    max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
+    max_ongoing_requests: int = Field(default=64, ge=1)  # calls under way in a replica
+    max_queued_requests: int = Field(default=256, ge=1)  # calls that wait for one
+    max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)  # 1: a machine may be lost
     scaling: Scaling = Scaling()
 
     def options(self, name: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class ServingSettings(IngressSettings):
     switch: SwitchSettings = SwitchSettings()
     ingress: Deployment = Deployment(
         max_ongoing_requests=512, max_queued_requests=512, scaling=Scaling(target_ongoing_requests=64)
-    )
+    )  # takes requests, and merges what shards find
     encoder: Deployment = Deployment()
     shard: Deployment = Deployment()
     items: Deployment = Deployment(scaling=Scaling(max_replicas=1))  # writes and explains; always one

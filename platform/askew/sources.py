@@ -50,10 +50,10 @@ class Table(Settings):
     name keeps its name. Columns of a file without a header are called 1, 2, 3 …
     """
 
-    files: tuple[str, ...]
-    columns: dict[str, str] = Field(default_factory=dict)
-    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "qrels", "tar"] = "auto"
-    header: bool = True
+    files: tuple[str, ...]  # patterns below the data folder
+    columns: dict[str, str] = Field(default_factory=dict)  # our name -> theirs, =text, #name, @folder, @file
+    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "qrels", "tar"] = "auto"  # by the name's ending
+    header: bool = True  # csv and tsv: the first row has names; else columns are called 1, 2, 3 …
     quoted: bool = True  # csv and tsv: a value may stand in double quotes
     rest: bool = False  # csv and tsv: what a row has too much belongs to its last column
     where: dict[str, str] = Field(default_factory=dict)  # their column -> the value that a row must have
@@ -80,12 +80,12 @@ class Table(Settings):
 class Layout(Settings):
     """The tables of a data folder, and what numbers its grades stand for if they are words."""
 
-    items: tuple[Table, ...] = ()
-    queries: tuple[Table, ...] = ()
-    judgments: tuple[Table, ...] = ()
-    clicks: tuple[Table, ...] = ()
-    triplets: tuple[Table, ...] = ()
-    grades: dict[str, int] = Field(default_factory=dict)
+    items: tuple[Table, ...] = ()  # item_id, title, image, fields
+    queries: tuple[Table, ...] = ()  # query_id, query
+    judgments: tuple[Table, ...] = ()  # query_id, item_id, grade
+    clicks: tuple[Table, ...] = ()  # query_id, item_id, position, impressions, clicks
+    triplets: tuple[Table, ...] = ()  # ready ones: query and items in one row
+    grades: dict[str, int] = Field(default_factory=dict)  # what words stand for: {Exact: 2, Partial: 1}
 
 
 Unit = dict[str, Any]

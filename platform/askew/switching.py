@@ -51,7 +51,7 @@ class SwitchSettings(Settings):
     previous_s: float = Field(default=600.0, ge=0)  # so long the release before stays in memory
     load_timeout_s: float = Field(default=300.0, gt=0)  # in which every replica must have loaded a release
     gates: GateSettings = GateSettings()
-    build: BuildSettings | None = None  # a version without an index gets one by a Ray job; None: it is refused
+    build: BuildSettings | None = None  # a version without an index gets one by a Ray job; empty: it is refused
     watched_s: float = Field(default=120.0, ge=0)  # so long after a switch the release before comes back, when
     max_failed: float = Field(default=0.02, ge=0, le=1)  # a greater share of searches fails,
     max_slower: float = Field(default=3.0, ge=1)  # or p99 is so many times that of the release before,

@@ -23,16 +23,18 @@ MAX_LOG_SCALE = 4.6052  # a temperature of 0.01, as in CLIP
 class TowerSettings(Settings):
     """What determines the shape of both towers."""
 
-    dim: int = Field(default=128, ge=2)
+    dim: int = Field(default=128, ge=2)  # width of Q, S_t, S_i and S_m
     text: TextSettings = TextSettings()
     photo: ImageSettings = ImageSettings()
     shared_text: bool = False  # one text encoder for queries and titles
     fusion: FusionName = "concat"
     header: bool = False  # SMAR's P(q): the index then holds [S_t; S_m]
-    query_length: int = Field(default=16, ge=1)
-    title_length: int = Field(default=32, ge=1)
-    vocabulary: int = Field(default=8000, ge=260)
-    image_size: int = Field(default=48, ge=8)
+    query_length: int = Field(default=16, ge=1)  # tokens; the rest of a query is not read
+    title_length: int = Field(default=32, ge=1)  # tokens
+    vocabulary: int = Field(
+        default=8000, ge=260
+    )  # entries that are learned from the catalogue, without a checkpoint
+    image_size: int = Field(default=48, ge=8)  # pixels a side, as the triplets have it
 
     def read(self) -> "TowerSettings":
         """Fill in what checkpoints say of themselves. Raises ConfigError when one cannot be read."""

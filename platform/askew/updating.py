@@ -32,7 +32,7 @@ class UpdateSettings(Settings):
     root: Path
     tracking_uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
     data: str = ""  # a folder of items as prepare reads it; of those that are there already, all is replaced
-    items: sources.Table = sources.Table(files=("items*",))
+    items: sources.Table = sources.Table(files=("items*",))  # which of its files, and their columns
     deleted: Path | None = None  # a text file of ids, one a line
     compact: bool = False  # put the log into segments
     fetch: FetchSettings = FetchSettings()
