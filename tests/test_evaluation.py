@@ -120,8 +120,9 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def make_triplets(
-    root: Path, queries: Sequence[str] = ("red mug", "blue lamp", "green plate"), **details: Any
-) -> Path:
+    root: Path, queries: Sequence[str] = ("red mug", "blue lamp", "green plate"), splits: Sequence[str] = ("val",),
+    **details: Any,
+) -> Path:  # fmt: skip
     """9 candidates of 3 things in 3 colours, in two parts among items of another split; one has no photo."""
     items = [item(t, c, image=(t, c) != ("lamp", "red")) for t in THINGS for c in COLOURS]
     others = [item(t, c, "train") for t in THINGS for c in COLOURS]
@@ -130,7 +131,7 @@ def make_triplets(
         for number, part in enumerate(mixed):
             tables.write(draft.folder / "items" / f"part-{number:05d}.parquet", pa.Table.from_pylist(part))
         rows = [
-            {"query_id": f"q{i}", "query": q, "split": "val", "segment": q.split()[1]}
+            {"query_id": f"q{i}", "query": q, "split": splits[i % len(splits)], "segment": q.split()[1]}
             for i, q in enumerate(queries)
         ]
         schema = pa.schema([(n, pa.string()) for n in ("query_id", "query", "split", "segment")])
@@ -276,6 +277,21 @@ def test_what_photos_bring_is_told_from_what_any_photo_would(shop: tuple[Evaluat
     assert (best["from_text"], best["from_image"], best["score"]) == pytest.approx((0.5, 0.5, 1.0))
     assert first["by_text"][0]["item_id"] == "mug-blue"
     assert "modality" not in Evaluation(settings.model_copy(update={"modality": False}), MadeUp()).numbers  # type: ignore[arg-type]
+
+
+def test_splits_of_fewer_items_than_hits_that_are_shown_are_told_together(
+    shop: tuple[EvaluateSettings, Ledger], tmp_path: Path
+) -> None:
+    """9 items can be found in one split, and 18 in the other, of which 10 are shown."""
+    settings, ledger = shop
+    candidates = {"val": ["val"], "wide": ["val", "train"]}
+    triplets = make_triplets(tmp_path / "two", splits=("val", "wide"), candidates=candidates)
+    index = make_index(tmp_path / "two", ledger.folder, triplets)
+    result = evaluate(settings.model_copy(update={"triplets": triplets, "index": index}))
+    assert (result["queries"], result["items"]) == (3, 27)
+    hits = {hit["query"]: len(hit["hits"]) for hit in result["modality"]["saved"]}
+    assert hits.items() <= {"red mug": 9, "blue lamp": 10, "green plate": 9}.items()
+    assert sum(result["modality"]["score_shares"].values()) > 0
 
 
 def test_with_a_header_the_model_is_what_the_index_answers(shop: tuple[EvaluateSettings, Ledger]) -> None:
