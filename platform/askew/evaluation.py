@@ -166,7 +166,9 @@ class Evaluation:
         saved = [i for i in order[::-1][: self.settings.examples] if gain[i] > 0]
         hurt = [i for i in order[: self.settings.examples] if gain[i] < 0]
         shares = [group.shares for group in self.groups if group.shares is not None]
-        means = {n: float(np.mean(np.concatenate([getattr(s, n).ravel() for s in shares]))) for n in Shares._fields}
+        means = {
+            n: float(np.mean(np.concatenate([getattr(s, n).ravel() for s in shares]))) for n in Shares._fields
+        }
         gains = {
             "image": (self.own, "text"), "shuffled": ("shuffled", "text"), "over_shuffled": (self.own, "shuffled"),
             "over_missing": (self.own, "missing"),
