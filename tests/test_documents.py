@@ -114,7 +114,7 @@ def asked(words: list[str]) -> None:
         return
     paths = {"/search": messages.SearchRequest, "/search/batch": messages.BatchRequest}
     paths |= {"/similar": messages.SimilarRequest, "/items:upsert": messages.UpsertRequest}
-    paths |= {"/items:delete": messages.DeleteRequest}
+    paths |= {"/items:delete": messages.DeleteRequest, "/facets": messages.FacetsRequest}
     if "-d" in words:
         paths[path].model_validate_json(words[words.index("-d") + 1])
     else:
