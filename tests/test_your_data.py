@@ -53,7 +53,7 @@ def said(folder: Path) -> list[tuple[str, str]]:
     }
     done = subprocess.run(
         ["bash", "-c", INSTALLED + session],
-        cwd=folder, env={**os.environ, **ports}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        cwd=folder, env={**os.environ, **ports, "PYTHONPATH": str(ROOT / "platform")}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=850, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
