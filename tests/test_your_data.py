@@ -51,10 +51,10 @@ def said(folder: Path) -> list[tuple[str, str]]:
     ports = {
         f"{name.upper()}_PORT": str(port) for name, port in zip(local.PURPOSES, local.free_ports(4), strict=True)
     }
+    environment = {**os.environ, **ports, "PYTHONPATH": str(ROOT / "platform")}
     done = subprocess.run(
-        ["bash", "-c", INSTALLED + session],
-        cwd=folder, env={**os.environ, **ports, "PYTHONPATH": str(ROOT / "platform")}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=850, check=False,
+        ["bash", "-c", INSTALLED + session], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=850, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     parts = re.split(MARK.format(r"\d+") + "\n", done.stdout)[1:]

@@ -38,6 +38,7 @@ INSTANCE = "ASKEW_INSTANCE"
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
 OBJECT_STORE_BYTES = 1 << 30
+NO_AGENT = "No available agent to submit job"  # Ray's words
 AT_ONCE = 128  # requests that HAProxy passes on to an ingress replica; what more there are wait in HAProxy
 HAPROXY = """#!/bin/sh
 for file; do
@@ -337,7 +338,7 @@ def submit(
         ray = ["job", "submit", "--submission-id", job, "--runtime-env", str(environment), "--", *command]
     ray[2:2] = ["--address", stack.dashboard]
     log = stack.home / "logs" / f"{name}.log"
-    lines = list(_run([str(BIN / "ray"), *ray], stack.environment, root, log, on_line))
+    lines = _taken([str(BIN / "ray"), *ray], stack.environment, root, log, on_line)
     return _outcome(stack, name, job, lines, log)
 
 
@@ -366,6 +367,20 @@ def _jobs(stack: Stack) -> list[dict[str, Any]]:
     answer = httpx.get(f"{stack.dashboard}/api/jobs/", timeout=30)
     answer.raise_for_status()
     return list(answer.json())
+
+
+def _taken(
+    command: Sequence[str], environment: Mapping[str, str], root: Path, log: Path, on_line: Callable[[str], None],
+    every_s: float = 2, tries: int = 30,
+) -> list[str]:  # fmt: skip
+    """Run a command of Ray's jobs; again, while a node that was just started has nobody to take a job yet."""
+    lines: list[str] = []
+    for _ in range(tries):
+        lines = list(_run(command, environment, root, log, on_line))
+        if not any(NO_AGENT in line for line in lines):
+            break
+        time.sleep(every_s)
+    return lines
 
 
 def _run(
