@@ -346,4 +346,9 @@ def test_the_four_splits_are_those_of_their_definition(shelves: Catalogue, shop:
             name = {(True, True): "both_new", (True, False): "new_query", (False, True): "new_item"}
             evaluated[query, name.get(new, "in_domain"), item] = grade
     trained = {k: grade for k, grade in old.items() if split[k[2]] == "train"}
-    check(paired(shelves, *shop, seed=seed, splits=share), trained, evaluated)
+    found = paired(shelves, *shop, seed=seed, splits=share)
+    check(found, trained, evaluated)
+    used = {key[0] for part in (trained, evaluated) for key, grade in part.items() if grade}
+    judged_in = {key[0] for part in (trained, evaluated) for key in part}
+    without = [bad.id for bad in found.set_aside if bad.reason == "no_positive"]
+    assert sorted(without) == sorted(judged_in - used)

@@ -197,6 +197,10 @@ def pair(
     of_training = asked if four else asked[asked["split"].isin([settings.train_split, ALL])]
     pairs, ledger, few = _pairs(trained, of_training, items, settings, generator, mine)
     eval_queries, qrels, none = _evaluation(evaluated, asked.drop(columns="split") if four else asked, items)
+    without = [*few, *none]
+    if four:  # a split that is made here and has no positive of a query is no fault of the query's
+        used = {*pairs["query_id"].to_pylist(), *evaluated["query_id"][evaluated["grade"] > 0]}
+        without = list({one.id: one for one in without if one.id not in used}.values())
     left = {*trained["query_id"], *evaluated["query_id"]}
     counts["queries_unjudged"] = len({*asked["query_id"]} - left)
     candidates: dict[str, list[str]] = {str(s): [] for s in _evaluated_splits(asked, settings)}
@@ -205,7 +209,7 @@ def pair(
     counts.update(judgments=len(judged), pairs=pairs.num_rows, queries=eval_queries.num_rows)
     counts["train_queries"] = len(pc.unique(pairs["query_id"]))
     tally = _tally(pairs, eval_queries, judged, ledger, settings)
-    return Paired(pairs, eval_queries, qrels, [*set_aside, *lost, *few, *none], counts, ledger, candidates, tally)
+    return Paired(pairs, eval_queries, qrels, [*set_aside, *lost, *without], counts, ledger, candidates, tally)
 
 
 def _distinct(asked: pd.DataFrame) -> tuple[pd.DataFrame, list[Bad]]:
