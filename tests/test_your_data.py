@@ -23,7 +23,7 @@ BLOCK = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILI
 FILE = "file: make_shop.py"
 INSTALLED = 'set -e\nmake() { command make --old-file=.venv/installed "$@"; }\n'
 MARK = "=== block {} ==="
-pytestmark = pytest.mark.timeout(900)  # beside other work; three minutes on two cores of its own
+pytestmark = pytest.mark.timeout(900)  # beside other work; four minutes on two cores
 
 
 @pytest.fixture(scope="module")
