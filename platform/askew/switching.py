@@ -47,7 +47,7 @@ class SwitchSettings(Settings):
     """When a release goes live, and when the one before it comes back."""
 
     watch_every_s: float = Field(default=1.0, gt=0)  # so often MLflow is asked which version bears the alias
-    webhook: str = ""  # the endpoint's /hooks/mlflow as MLflow reaches it, to tell at once; signed, see there
+    webhook: str = ""  # the endpoint's /hooks/mlflow as MLflow reaches it; needs ASKEW_WEBHOOK_SECRET
     previous_s: float = Field(default=600.0, ge=0)  # so long the release before stays in memory
     load_timeout_s: float = Field(default=300.0, gt=0)  # in which every replica must have loaded a release
     gates: GateSettings = GateSettings()
