@@ -28,6 +28,7 @@ import pytest
 from ray.util.metrics import Metric
 
 from askew import demo, local, tables, telemetry
+from askew import ports as ports_
 from askew.errors import StageError
 from askew.metrics import MEASURES
 from askew.models import Model
@@ -377,7 +378,7 @@ def test_stop_ends_all_of_it_and_nothing_else(stack: local.Stack) -> None:
     assert local.members(stack.instance) == []
     assert not stack.temporary.exists()
     for port in stack.ports.model_dump().values():
-        local._check_free(port, "another", "http")
+        assert ports_.is_free(port)
     assert stranger.poll() is None
     stranger.kill()
     stranger.wait()
