@@ -1,7 +1,7 @@
 """Doctor: whether this machine, its packages, the parts that run and the data are what askew needs.
 
-A check is a function of what it looks at. Heavy packages are imported by other processes, so that a broken one is a
-finding and not the end of the doctor.
+A check is a function of what it looks at. Heavy packages are imported by other processes, so that a broken one is
+a finding and not the end of the doctor.
 """
 
 import itertools

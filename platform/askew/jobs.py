@@ -65,7 +65,7 @@ def _heard(
 
 
 def outcome(address: str, stage: str, job: str, lines: Sequence[str], do: str) -> dict[str, Any]:
-    """Tell what a job whose log has ended came to: its result. Raises StageError with its last words if it failed."""
+    """Tell what a job whose log has ended came to: its result. Raises StageError with its last words."""
     for _ in range(20):
         found = next((one for one in listed(address) if one["submission_id"] == job), None)
         status = found["status"] if found else "not submitted"

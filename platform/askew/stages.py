@@ -77,8 +77,8 @@ def run(name: str, wanted: Settings, on_line: Callable[[str], None]) -> dict[str
 def submit(wanted: Order, address: str, job: str, on_line: Callable[[str], None]) -> dict[str, Any]:
     """Run a stage as a job of the cluster with this dashboard, and follow it; returns its result.
 
-    What travels with it is the checkout, so the settings file must lie there. Raises StageError with the last words
-    of a job that fails, MachineError when there is no cluster.
+    What travels with it is the checkout, so the settings file must lie there. Raises StageError with the last
+    words of a job that fails, MachineError when there is no cluster.
     """
     root = checkout.find(wanted.file.absolute().parent)
     if not wanted.file.absolute().is_relative_to(root):
