@@ -314,9 +314,13 @@ def _print_hits(query: str, answer: Mapping[str, Any]) -> None:
     for column in ("score", "title", "item", "fields"):
         table.add_column(column, overflow="fold")
     for hit in answer["hits"]:
-        fields = ", ".join(f"{name} {value}" for name, value in hit["fields"].items() if value is not None)
+        fields = ", ".join(f"{name} {_short(value)}" for name, value in hit["fields"].items() if value is not None)
         table.add_row(f"{hit['score']:.3f}", *map(escape, (hit["title"], hit["item_id"], fields)))
     Console(highlight=False).print(table if answer["hits"] else f"nothing found for {title} ({caption})")
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # --- looking after it ----------------------------------------------------------------------------

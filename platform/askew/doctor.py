@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import httpx
+from rich.markup import escape
 from rich.table import Table
 
 from askew import dashboard, ports, preflight
@@ -85,7 +86,7 @@ def disk(free_gib: float, folder: Path) -> Check:
 
 def port(name: str, number: int) -> Check:
     """Check that a part's port is free, or that this part answers there."""
-    label, wanted = f"port {number}", f"free for {PURPOSES[name]}, or that one on it"
+    label, wanted = f"port {number}", f"free, or {PURPOSES[name]}"
     if ports.is_free(number):
         return Check(label, "ok", wanted, "free")
     if part := _part(name, number):
@@ -139,8 +140,8 @@ def probe(package: str) -> Probe:
 def package(name: str, found: Probe) -> Check:
     """Check that a package can be imported."""
     if found.error:
-        return Check(name, "bad", "a package that can be imported", found.error, INSTALL)
-    return Check(name, "ok", "a package that can be imported", found.version)
+        return Check(name, "bad", "can be imported", found.error, INSTALL)
+    return Check(name, "ok", "can be imported", found.version)
 
 
 def gpu(found: Probe) -> Check:
@@ -149,9 +150,7 @@ def gpu(found: Probe) -> Check:
         return Check("GPU", "ok", "none needed", ", ".join(found.gpus), "to train on it: use_gpu=true")
     if found.error:
         return Check("GPU", "warn", "none needed", "unknown, as torch cannot be imported")
-    return Check(
-        "GPU", "ok", "none needed", "none", "all runs on the processor: leave use_gpu and device as they are"
-    )
+    return Check("GPU", "ok", "none needed", "none", "training and embedding run on the processor")
 
 
 # --- parts that run ------------------------------------------------------------------------------
@@ -220,8 +219,6 @@ def _json(url: str) -> dict[str, Any] | None:
 def data(folder: str) -> Check:
     """Check that a catalogue's layout is recognised, and that the first records of each table can be used."""
     wanted = f"a catalogue at {folder}"
-    if "://" not in folder and not Path(folder).is_dir():
-        return Check("data", "bad", wanted, "no such folder", "give a catalogue's folder as --data")
     try:
         from askew import published
 
@@ -239,7 +236,7 @@ def _sampled(folder: str, name: str, table: Any) -> str:
     """Read the first records of a table. Raises DataError when a column is not there, or none can be used."""
     from askew import sources
 
-    unit = sources.units(table, folder, SAMPLE_BYTES)[0]
+    unit, *others = sources.units(table, folder, SAMPLE_BYTES)
     kind = KINDS.get(name, "triplet")
     read = sources.read_triplets(unit, table) if name == "triplets" else sources.read(unit, table, kind)
     chunks = list(itertools.islice(read, SAMPLE_CHUNKS))
@@ -247,7 +244,8 @@ def _sampled(folder: str, name: str, table: Any) -> str:
     if not good:
         found = f"none of the first: {bad[0].reason}: {bad[0].message}" if bad else "none"
         raise DataError(f"{name} in {unit['file']}", found, "mend the file; docs/sources.md tells what it holds")
-    return f"{name} in {', '.join(table.files)}" + (f" ({len(bad)} of the first set aside)" if bad else "")
+    more = ", …" * any(one["file"] != unit["file"] for one in others)
+    return f"{name} in {unit['file']}{more}" + (f" ({len(bad)} of the first set aside)" if bad else "")
 
 
 # --- all of them ---------------------------------------------------------------------------------
@@ -281,17 +279,15 @@ def answering_endpoint(number: int) -> str:
 
 def table(checks: list[Check]) -> Table:
     """Draw checks, one a row."""
-    drawn = Table(show_edge=False, pad_edge=False)
-    for column in ("", "check", "wanted", "found", "do"):
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("", "check"):
+        drawn.add_column(column, no_wrap=True)
+    for column in ("wanted", "found", "do"):
         drawn.add_column(column, overflow="fold")
     for one in checks:
         state = f"[{COLOURS[one.state]}]{one.state}[/]"
-        drawn.add_row(state, *(_plain(text) for text in (one.name, one.wanted, one.found, one.do)))
+        drawn.add_row(state, *map(escape, (one.name, one.wanted, one.found, one.do)))
     return drawn
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def told(checks: list[Check]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -72,23 +73,25 @@ async def _part(client: httpx.AsyncClient, name: str, url: str, part: Callable[[
 
 
 async def _cluster(ask: Ask) -> Told:
-    """Nodes, and of each resource how much is used and free."""
+    """Nodes, and what of them is used and free: processors and GPUs as Ray gives them out, memory as it is."""
     version, nodes, load = await asyncio.gather(
         ask("/api/version"), ask("/nodes?view=summary"), ask("/api/cluster_status")
     )
     version.raise_for_status()
-    states = [one["raylet"].get("state", "ALIVE") for one in nodes.raise_for_status().json()["data"]["summary"]]
+    summary = nodes.raise_for_status().json()["data"]["summary"]
+    alive = [one for one in summary if one["raylet"].get("state", "ALIVE") == "ALIVE"]
     status = load.raise_for_status().json()["data"].get("clusterStatus") or {}
     usage = (status.get("loadMetricsReport") or {}).get("usage") or {}
-    resources = {name: _amount(*usage[name]) for name in ("CPU", "GPU", "memory") if name in usage}
+    resources = {name: _amount(*usage[name]) for name in ("CPU", "GPU") if name in usage}
+    total, free = (sum(one["mem"][n] for one in alive if one.get("mem")) for n in (0, 1))
     return {
-        "ray": version.json()["ray_version"], "nodes": states.count("ALIVE"),
-        "dead_nodes": len(states) - states.count("ALIVE"), "resources": resources,
+        "ray": version.json()["ray_version"], "nodes": len(alive), "dead_nodes": len(summary) - len(alive),
+        "resources": resources | {"memory": _amount(total - free, total)},
     }  # fmt: skip
 
 
 def _amount(used: float, total: float) -> dict[str, float]:
-    return {"used": used, "free": total - used, "total": total}
+    return {"used": round(used, 3), "free": round(total - used, 3), "total": total}
 
 
 async def _jobs(ask: Ask) -> Told:
@@ -170,21 +173,21 @@ def drawn(told: Mapping[str, Told]) -> Group:
     for name, part in parts.items():
         shown.append(Text.assemble((name, "bold"), f"  {told[name]['at']}"))
         rows = _draw_silence(told[name]) if "do" in told[name] else part(told[name])
-        shown += [*rows, ""]
+        shown += [*(Padding(row, (0, 0, 0, 2), expand=False) for row in rows), ""]
     return Group(*shown[:-1])
 
 
 def _draw_silence(told: Told) -> Iterator[RenderableType]:
-    yield Text.assemble("  ", ("no answer", "red"), f": {told['found']}; {told['do']}")
+    yield Text.assemble(("no answer", "red"), f": {told['found']}; {told['do']}")
 
 
 def _draw_cluster(told: Told) -> Iterator[RenderableType]:
     dead = f", {told['dead_nodes']} dead" if told["dead_nodes"] else ""
-    yield Text(f"  Ray {told['ray']}, {told['nodes']} node{'s' * (told['nodes'] != 1)}{dead}")
+    yield Text(f"Ray {told['ray']}, {told['nodes']} node{'s' * (told['nodes'] != 1)}{dead}")
     table = _table("", "used", "free", "in all")
     for name, amount in told["resources"].items():
         table.add_row(name, *(_quantity(name, amount[key]) for key in ("used", "free", "total")))
-    yield table if table.rows else Text("  what is used is not told yet")
+    yield table
 
 
 def _quantity(name: str, amount: float) -> str:
@@ -192,7 +195,7 @@ def _quantity(name: str, amount: float) -> str:
 
 
 def _draw_jobs(told: Told) -> Iterator[RenderableType]:
-    yield Text(f"  {told['running']} of {told['count']} under way")
+    yield Text(f"{told['running']} of {told['count']} under way")
     table = _table("job", "state", "started", "took")
     for one in told["latest"]:
         table.add_row(one["job"], _state(one["state"]), _when(one["started"]), _took(one["started"], one["ended"]))
@@ -215,14 +218,14 @@ def _draw_models(told: Told) -> Iterator[RenderableType]:
     for one in told["models"]:
         aliases = ", ".join(f"{alias} → {version}" for alias, version in sorted(one["aliases"].items()))
         table.add_row(one["name"], one["newest"] or "none", aliases or "none")
-    yield table if told["models"] else Text("  no model is registered yet: askew train registers one")
+    yield table if told["models"] else Text("no model is registered yet: askew train registers one")
 
 
 def _draw_serve(told: Told) -> Iterator[RenderableType]:
     if not told["applications"]:
-        yield Text("  nothing is deployed: askew serve deploys the endpoint")
+        yield Text("nothing is deployed: askew serve deploys the endpoint")
     for name, application in told["applications"].items():
-        yield Text.assemble(f"  {name}: ", _state(application["state"]), _last(application["message"]))
+        yield Text.assemble(f"{name}: ", _state(application["state"]), _last(application["message"]))
         table = _table("deployment", "state", "replicas", "")
         for part, one in application["deployments"].items():
             counts = ", ".join(f"{count} {state}" for state, count in one["replicas"].items()) or "none"
@@ -238,21 +241,21 @@ def _last(message: str) -> str:
 
 def _draw_endpoint(told: Told) -> Iterator[RenderableType]:
     ready = _state("ready") if told["ready"] else Text.assemble(("not ready", "red"), f": {told['why_not']}")
-    yield Text.assemble(f"  lives ({told['health']}), ", ready)
+    yield Text.assemble(f"lives ({told['health']}), ", ready)
     if not (live := told["release"]):
         return
     before = f", before it version {live['previous']}" if live.get("previous") else ""
-    yield Text(f"  {live['model']['name']} version {live['model']['version']} since {live['since']}{before}")
-    yield Text(f"  index {live['index_key'][:12]}: {live['items']:,} items in {live['shards']} shards")
+    yield Text(f"{live['model']['name']} version {live['model']['version']} since {live['since']}{before}")
+    yield Text(f"index {live['index_key'][:12]}: {live['items']:,} items in {live['shards']} shards")
     if candidate := live.get("candidate"):
-        yield Text.assemble(f"  version {candidate['version']}: ", _state(candidate["state"]))
-        yield from (Text(f"    {reason}") for reason in candidate["reasons"])
+        yield Text.assemble(f"version {candidate['version']}: ", _state(candidate["state"]))
+        yield from (Text(f"  {reason}") for reason in candidate["reasons"])
     if live.get("note"):
-        yield Text(f"  note: {live['note']}")
+        yield Text(f"note: {live['note']}")
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, header_style="dim", overflow="fold")
     return table
