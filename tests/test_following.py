@@ -60,7 +60,7 @@ def test_why_a_stage_failed_is_its_own_word_else_what_was_raised() -> None:
 
 def test_what_is_printed_is_handed_on_line_by_line() -> None:
     lines: list[str] = []
-    with redirect_stdout(following.Lines(lines.append)):  # type: ignore[type-var]
+    with redirect_stdout(following.Lines(lines.append)):
         print("one", end="")
         print(" line\nanother\nnot en", end="", flush=True)
         assert lines == ["one line", "another"]

@@ -124,8 +124,8 @@ class Probe(NamedTuple):
 
 def probe(package: str) -> Probe:
     """Import a package in a process of its own."""
-    told = "print(*(p.cuda.get_device_name(n) for n in range(p.cuda.device_count())), sep='\\n')"
-    code = f"import {package} as p; print(p.__version__)" + (f"; {told}" if package == "torch" else "")
+    gpus = "print(*(p.cuda.get_device_name(n) for n in range(p.cuda.device_count())), sep='\\n')"
+    code = f"import {package} as p; print(p.__version__)" + (f"; {gpus}" if package == "torch" else "")
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=IMPORT_S)
     except subprocess.TimeoutExpired:
@@ -133,8 +133,8 @@ def probe(package: str) -> Probe:
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     if done.returncode == 0 and lines:
         return Probe(lines[0], gpus=tuple(lines[1:]))
-    told = done.stderr.strip().splitlines()
-    return Probe(error=told[-1] if told else f"exit code {done.returncode} at its import")
+    said = done.stderr.strip().splitlines()
+    return Probe(error=said[-1] if said else f"exit code {done.returncode} at its import")
 
 
 def package(name: str, found: Probe) -> Check:

@@ -27,9 +27,9 @@ def listed(address: str) -> list[dict[str, Any]]:
     return list(dashboard.ask(address, "/api/jobs/"))
 
 
-def name(stage: str, key: str = "") -> str:
-    """Make a job's id, which tells its stage."""
-    return f"{stage}-{key or time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+def name(stage: str) -> str:
+    """Make a job's id, which tells its stage and when it was made."""
+    return f"{stage}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def submit(
