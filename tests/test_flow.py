@@ -5,6 +5,7 @@ the endpoint that it leaves up.
 """
 
 import base64
+import functools
 import json
 import re
 import shutil
@@ -328,11 +329,12 @@ def test_the_pipeline_is_one_job_and_run_again_does_nothing_twice(stack: local.S
 
 
 def askew(stack: local.Stack, *arguments: str) -> subprocess.Popen[str]:
-    """Start the command line, as a person does."""
+    """Start the command line, as a person does, who can interrupt it even where the tests cannot be."""
     return subprocess.Popen(
         [sys.executable, "-m", "askew.cli", *arguments], text=True, cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=stack.environment | {"PYTHONPATH": str(ROOT / "platform")},
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
