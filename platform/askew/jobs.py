@@ -19,6 +19,7 @@ from askew import dashboard, following
 from askew.errors import StageError
 
 BIN = Path(sys.executable).parent
+NO_AGENT = "No available agent to submit job"  # Ray's words
 ALIVE = ("PENDING", "RUNNING")
 
 
@@ -38,20 +39,41 @@ def submit(
 ) -> list[str]:  # fmt: skip
     """Run a command as a job, from the folder `root`, and follow it; returns the lines of its log."""
     words = ["submit", "--submission-id", job, "--runtime-env", str(runtime_env), "--", *command]
-    return _heard(address, words, root, environment, on_line)
+    return taken(_ray(address, words), root, environment, on_line)
 
 
 def follow(
     address: str, job: str, root: Path, environment: Mapping[str, str], on_line: Callable[[str], None]
 ) -> list[str]:
     """Follow a job that runs; returns the lines of its log."""
-    return _heard(address, ["logs", "--follow", job], root, environment, on_line)
+    return taken(_ray(address, ["logs", "--follow", job]), root, environment, on_line)
+
+
+def _ray(address: str, words: Sequence[str]) -> list[str]:
+    return [str(BIN / "ray"), "job", words[0], "--address", address, *words[1:]]
+
+
+def taken(
+    command: Sequence[str], root: Path, environment: Mapping[str, str], on_line: Callable[[str], None],
+    every_s: float = 2, tries: int = 30,
+) -> list[str]:  # fmt: skip
+    """Run a command of Ray's jobs; again, while a node that was just started has nobody to take a job yet.
+
+    Returns the lines that it printed last.
+    """
+    lines: list[str] = []
+    for _ in range(tries):
+        lines = _heard(command, root, environment, on_line)
+        if not any(NO_AGENT in line for line in lines):
+            break
+        time.sleep(every_s)
+    return lines
 
 
 def _heard(
-    address: str, words: Sequence[str], root: Path, environment: Mapping[str, str], on_line: Callable[[str], None]
+    command: Sequence[str], root: Path, environment: Mapping[str, str], on_line: Callable[[str], None]
 ) -> list[str]:
-    command, lines = [str(BIN / "ray"), "job", words[0], "--address", address, *words[1:]], []
+    lines: list[str] = []
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
     with subprocess.Popen(command, env=environment, cwd=root, text=True, errors="replace", **pipes) as process:
         assert process.stdout is not None
