@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import pytest
 import typer
 import yaml
@@ -127,9 +126,7 @@ def asked(words: list[str]) -> None:
 
 def typed(words: list[str]) -> None:
     """`askew command …`: the command takes these options."""
-    group = typer.main.get_command(cli.app)
-    assert isinstance(group, click.Group)
-    command = group.commands[words[0]]
+    command = typer.main.get_group(cli.app).commands[words[0]]
     options = {name for parameter in command.params for name in parameter.opts}
     for word in words[1:]:
         assert not word.startswith("--") or word.partition("=")[0] in options, f"askew {words[0]} takes no {word}"

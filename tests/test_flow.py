@@ -5,6 +5,7 @@ the endpoint that it leaves up.
 """
 
 import base64
+import functools
 import json
 import re
 import shutil
@@ -28,6 +29,7 @@ import pytest
 from ray.util.metrics import Metric
 
 from askew import demo, local, tables, telemetry
+from askew import ports as ports_
 from askew.errors import StageError
 from askew.metrics import MEASURES
 from askew.models import Model
@@ -326,12 +328,93 @@ def test_the_pipeline_is_one_job_and_run_again_does_nothing_twice(stack: local.S
     assert (version.version, json.loads(version.tags[KEYS])) == ("1", first["keys"])
 
 
+def askew(stack: local.Stack, *arguments: str) -> subprocess.Popen[str]:
+    """Start the command line, as a person does, who can interrupt it even where the tests cannot be."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "askew.cli", *arguments], text=True, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=stack.environment | {"PYTHONPATH": str(ROOT / "platform")},
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+def told(stack: local.Stack, *arguments: str) -> Any:
+    """What a command prints as JSON, which must be all that it prints."""
+    process = askew(stack, *arguments, "--json")
+    out, errors = process.communicate(timeout=PATIENCE_S)
+    [line] = out.splitlines()
+    assert process.returncode in (0, 1), errors
+    return json.loads(line)
+
+
+def test_the_command_line_looks_at_what_runs(stack: local.Stack, data: Path) -> None:
+    places = ["--address", stack.dashboard, "--tracking-uri", stack.mlflow, "--endpoint", stack.endpoint]
+    status = told(stack, "status", *places)
+    assert not [name for name, part in status.items() if "do" in part], status
+    assert (status["cluster"]["nodes"], status["cluster"]["resources"]["CPU"]["total"] >= 4) == (1, True)
+    assert status["cluster"]["resources"]["memory"]["free"] > 0
+    assert {one["state"] for one in status["jobs"]["latest"]} == {"SUCCEEDED"}
+    [model] = [one for one in status["models"]["models"] if one["name"] == "askew-demo"]
+    assert model == {"name": "askew-demo", "newest": "2", "aliases": {"champion": "1", "challenger": "1"}}
+    application = status["serve"]["applications"]["search"]
+    assert application["state"] == "RUNNING"
+    assert application["deployments"]["shard-1"]["replicas"] == {"RUNNING": 1}
+    assert (status["endpoint"]["ready"], status["endpoint"]["release"]["model"]["version"]) == (True, "1")
+    ports = [f"--{name}-port={port}" for name, port in stack.ports.model_dump().items()]
+    checks = told(stack, "doctor", *places, *ports, "--data", str(data))["checks"]
+    found = {one["name"]: (one["state"], one["found"]) for one in checks}
+    assert found[f"port {stack.ports.http}"] == ("ok", "askew's endpoint answers there")
+    assert found[f"port {stack.ports.mlflow}"] == ("ok", "MLflow answers there")
+    assert found[f"port {stack.ports.gcs}"][0] == "ok"
+    assert found["endpoint"] == ("ok", "askew-demo version 1 is live")
+    names = (
+        "ray",
+        "torch",
+        "mlflow",
+        "faiss",
+        "pyarrow",
+        "cluster",
+        "MLflow",
+        "data",
+        f"port {stack.ports.dashboard}",
+    )
+    assert {name: found[name][0] for name in names} == dict.fromkeys(names, "ok"), found
+
+
+def test_the_command_line_searches_and_serves(stack: local.Stack) -> None:
+    hits = told(stack, "search", "red striped mug", "-k", "3", "--endpoint", stack.endpoint)["hits"]
+    assert [hit["item_id"] for hit in hits] == [
+        hit["item_id"] for hit in search(stack, "red striped mug", k=3).json()["hits"]
+    ]
+    config = str(stack.home / "serve.yaml")  # what runs already
+    assert told(stack, "serve", config, "--address", stack.dashboard) == {"endpoint": stack.endpoint}
+
+
+def test_the_command_line_runs_a_stage_as_a_job_and_may_leave_it(
+    stack: local.Stack, data: Path, tmp_path: Path
+) -> None:
+    where = ["prepare", f"data={data}", "--address", stack.dashboard]
+    result = told(stack, *where, f"root={stack.home / 'artifacts'}")
+    assert (Path(result["artifact"]).parent, result["skipped"]) == (stack.home / "artifacts", True)
+    left = askew(stack, *where, f"root={tmp_path}", "image_size=16")
+    assert left.stderr is not None
+    next(line for line in left.stderr if line.startswith("prepare: "))
+    left.send_signal(signal.SIGINT)
+    _, errors = left.communicate(timeout=30)
+    assert left.returncode == 130
+    [job] = re.findall(rf"ray job stop --address {stack.dashboard} (prepare-\S+)", errors)
+    status = httpx.get(f"{stack.dashboard}/api/jobs/{job}", timeout=30).json()["status"]
+    assert status in ("RUNNING", "SUCCEEDED")
+    httpx.post(f"{stack.dashboard}/api/jobs/{job}/stop", timeout=30).raise_for_status()
+
+
 def test_a_stage_that_fails_says_why_and_leaves_nothing(stack: local.Stack, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     command = ["python", "jobs/prepare.py", "jobs/prepare.yaml", f"data={tmp_path}/data", f"root={tmp_path}/root"]
     with pytest.raises(StageError) as caught:
         local.submit(stack, "prepare", "0" * 12, command, ROOT)
     assert "wanted stage 'prepare' to succeed; found FAILED: wanted " in str(caught.value)
+    assert caught.value.exit_code == 2  # of the script
     assert f"read {stack.home / 'logs' / 'prepare.log'}" in str(caught.value)
     assert not list(tmp_path.glob("root/triplets-*"))
 
@@ -377,7 +460,7 @@ def test_stop_ends_all_of_it_and_nothing_else(stack: local.Stack) -> None:
     assert local.members(stack.instance) == []
     assert not stack.temporary.exists()
     for port in stack.ports.model_dump().values():
-        local._check_free(port, "another", "http")
+        assert ports_.is_free(port)
     assert stranger.poll() is None
     stranger.kill()
     stranger.wait()

@@ -166,18 +166,3 @@ def test_what_waits_too_long_before_an_ingress_is_refused_in_our_words(tmp_path:
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 1" in head
     assert messages.Failure.model_validate_json(body).error.code == "unavailable"
-
-
-def test_a_job_is_offered_again_until_there_is_an_agent_to_take_it(tmp_path: Path) -> None:
-    script = f"""
-import pathlib
-times = pathlib.Path({str(tmp_path / "times")!r})
-times.write_text(times.read_text() + "x" if times.exists() else "x")
-print("RuntimeError: {local.NO_AGENT}, please try again later." if len(times.read_text()) < 3 else "taken")
-"""
-    command, log = [sys.executable, "-c", script], tmp_path / "log"
-    assert local._taken(command, {}, tmp_path, log, lambda line: None, every_s=0) == ["taken"]
-    assert (tmp_path / "times").read_text() == "xxx"
-    (tmp_path / "times").unlink()
-    [refused] = local._taken(command, {}, tmp_path, log, lambda line: None, every_s=0, tries=1)
-    assert local.NO_AGENT in refused

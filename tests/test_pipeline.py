@@ -73,11 +73,11 @@ def test_without_a_tracking_uri_all_take_that_of_the_environment(monkeypatch: py
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("prepare.image_sise=48", r"prepare\.image_sise: Extra inputs"),
-        ("train.stages.joint.stepz=3", r"train\.stages\.joint\.stepz: Extra inputs"),
-        ("index.recall_traget=0.9", r"index\.recall_traget: Extra inputs"),
-        ("evaluate.resample=100", r"evaluate\.resample: Extra inputs"),
-        ("indx.kind=flat", "indx: Extra inputs"),
+        ("prepare.image_sise=48", r"prepare\.image_sise: no such setting \(is it image_size\?\)"),
+        ("train.stages.joint.stepz=3", r"train\.stages\.joint\.stepz: no such setting \(is it steps\?\)"),
+        ("index.recall_traget=0.9", r"index\.recall_traget: no such setting \(is it recall_target\?\)"),
+        ("evaluate.resample=100", r"evaluate\.resample: no such setting \(is it resamples\?\)"),
+        ("indx.kind=flat", r"indx: no such setting \(is it index\?\)"),
         ("index.recall_target=2", r"index\.recall_target: .*less than or equal to 1"),
         ("train=3", "train: "),
         ("promote=hero", "promote: .*'challenger' or 'champion'"),

@@ -3,11 +3,12 @@
 Knows nothing of any stage: each stage declares its own settings on top of `Settings`.
 """
 
+import difflib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,13 +30,18 @@ def load(kind: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
 
     Raises ConfigError naming the file and the keys when it cannot be read or does not fit.
     """
-    values = _read_yaml(path)
+    values = read_yaml(path)
     for override in overrides:
-        _apply(values, override)
+        change(values, override)
+    return fitted(kind, values, f"{path}, or what is set beside it" if overrides else str(path))
+
+
+def fitted(kind: type[S], values: Mapping[str, Any], path: str) -> S:
+    """Make settings of values that were read from `path`. Raises ConfigError naming the keys that do not fit."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"settings that fit {kind.__name__}", _summary(error), f"mend {path}") from error
+        raise ConfigError(f"settings that fit {kind.__name__}", _summary(error, kind), f"mend {path}") from error
 
 
 RESULT = "askew: result: "
@@ -60,11 +66,14 @@ def main(kind: type[S], stage: Callable[[S], Mapping[str, Any]], doc: str) -> No
     sys.exit(0)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys and values. Raises ConfigError when there is none, or it is something else."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("a settings file", f"none at {path}", "check the path") from None
+    except OSError as error:
+        raise ConfigError(f"a settings file at {path}", str(error.strerror), "check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         found = " ".join(str(error).split())
         raise ConfigError(f"YAML in {path}", found, "mend the line that it names") from None
@@ -75,7 +84,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def change(values: dict[str, Any], override: str) -> None:
+    """Apply one `dotted.key=value` to values, in place. Raises ConfigError when it is none, or finds no group."""
     key, equals, text = override.partition("=")
     if not (key and equals):
         raise ConfigError("an override of the form key=value", repr(override), "write it as a.b=1")
@@ -84,8 +94,29 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"a group of settings at {parent!r}", type(values).__name__, f"mend {override!r}")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("a value of YAML", repr(override), "put it in quotes") from error
 
 
-def _summary(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
+def _summary(error: ValidationError, kind: type[BaseModel]) -> str:
+    return "; ".join(_told(dict(one), kind) for one in error.errors())
+
+
+def _told(one: dict[str, Any], kind: type[BaseModel]) -> str:
+    """Tell one thing that does not fit; of a name that is none of ours, which it is like."""
+    where = ".".join(map(str, one["loc"])) or "the file"
+    if one["type"] != "extra_forbidden":
+        return f"{where}: {one['msg']}"
+    near = difflib.get_close_matches(str(one["loc"][-1]), _names(kind, one["loc"][:-1]), 1)
+    return f"{where}: no such setting" + (f" (is it {near[0]}?)" if near else "")
+
+
+def _names(kind: type[BaseModel], place: Sequence[int | str]) -> Sequence[str]:
+    """The names of settings at a place below a kind of settings, where the place can be told."""
+    for part in place:
+        if field := kind.model_fields.get(str(part)):
+            inner = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)]
+            kind = next((one for one in inner if issubclass(one, BaseModel)), kind)
+    return list(kind.model_fields)

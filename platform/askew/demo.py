@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -24,18 +23,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from askew import __version__, artifacts, local, published
+from askew import __version__, artifacts, following, local, published
 from askew.errors import ArtifactError, AskewError, DataError, MachineError, RegistryError, StageError
+from askew.preflight import LEAST_DISK_GIB, LEAST_MEMORY_GIB
 from askew.registry import Registry
 from askew.reports import NAMES, PAGE
 
 MODEL = "askew-demo"
 SHOWN_MEASURES = ("nDCG@10", "R@10", "R@100", "RR@10")
 QUERIES = ("red striped mug", "blue dotted cushion", "yellow umbrella", "checked backpack")
-LEAST_MEMORY_GIB, LEAST_DISK_GIB = 4, 3
 ROOT = Path(__file__).parents[2]
 KINDS = {"draw": "catalogue", "prepare": "triplets", "train": "model", "index": "index", "evaluate": "evaluation"}
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 console = Console(highlight=False)
@@ -63,11 +61,9 @@ class Demo:
             self._say(name, memo["result"], memo["seconds"], done_before=True)
             return dict(memo["result"])
         started = time.monotonic()
-        with console.status(f"{name} …") as status:
+        with following.showing(console, name, plain=False) as on_line:
             command = ["python", f"jobs/{name}.py", f"jobs/{settings}", *arguments]
-            result = local.submit(
-                self.stack, name, key, command, ROOT, lambda line: status.update(f"{name} … {_progress(line)}")
-            )
+            result = local.submit(self.stack, name, key, command, ROOT, on_line)
         seconds = time.monotonic() - started
         self._remember(name, {"key": key, "result": result, "seconds": seconds})
         self._say(name, result, seconds, done_before=False)
@@ -285,11 +281,6 @@ def _check_machine(home: Path) -> None:
 def _fingerprint(settings: Path, arguments: list[str]) -> str:
     made_of = [__version__, settings.read_text(encoding="utf-8"), sorted(arguments)]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-
-
-def _progress(line: str) -> str:
-    _, found, text = ANSI.sub("", line).partition("askew: ")
-    return text[:100] if found else ""
 
 
 def _release(stack: local.Stack) -> dict[str, Any] | None:

