@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from askew import building, gates, gently, hooks, releases, telemetry
+from askew import building, gates, hooks, releases, telemetry
 from askew.building import BuildSettings
 from askew.config import Settings
 from askew.errors import AskewError, RegistryError
@@ -248,8 +248,8 @@ class Switch(Wired):
                 self._flip(before, version, started, ())
                 return
             version = await self._indexed(registry, version)
-            release = await gently.to_thread(self._fetched, registry, version)
-            verdicts = await gently.to_thread(self._judged, registry, version, release)
+            release = await asyncio.to_thread(self._fetched, registry, version)
+            verdicts = await asyncio.to_thread(self._judged, registry, version, release)
             if refusals := gates.refusals(verdicts, force=bool(version.tags.get(FORCE))):
                 raise RefusedReleaseError(refusals)
             self._candidate, self._loading = (version, "loading"), release
@@ -388,8 +388,8 @@ class Switch(Wired):
     async def _try_shadow(self, registry: Registry, version: Version) -> None:
         """Let replicas hold a version beside the live one, unless it does not even fit together."""
         try:
-            release = await gently.to_thread(self._fetched, registry, version)
-            verdicts = await gently.to_thread(self._judged, registry, version, release)
+            release = await asyncio.to_thread(self._fetched, registry, version)
+            verdicts = await asyncio.to_thread(self._judged, registry, version, release)
             if refusals := gates.refusals(verdicts, force=True):
                 raise RefusedReleaseError(refusals)
         except (AskewError, OSError, RefusedReleaseError) as error:
