@@ -1,8 +1,8 @@
 """Turns: of this user's processes on this machine, one at a time does a heavy thing; the others wait.
 
 What a replica loads beside what it answers takes processor time from all of them: one after the other, they take a
-core each time, and not all cores at once. The turn of a process that dies ends with it, and who has waited long for
-one that hangs goes on without a turn.
+core each time, and not all cores at once. The turn of a process that dies ends with it, and who has waited long
+for one that hangs goes on without a turn.
 """
 
 import fcntl
@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
 
 LONGEST_S, EVERY_S = 30.0, 0.02
 
