@@ -593,6 +593,24 @@ def test_a_request_is_answered_by_the_release_that_is_live_when_it_comes() -> No
     run(scenario())
 
 
+def test_a_release_that_is_live_again_is_not_judged_by_how_slow_it_was_before() -> None:
+    old, new = release(version="3", sizes=(7,)), release(version="4", sizes=(7,))
+    switch = FakeSwitch(old, new)
+    ingress = made(shard(*LEFT, after_s=iter([0.3, 0, 0])), switch=switch)
+
+    async def scenario() -> None:
+        await ingress.search(Ask("mug"))
+        assert ingress._told()[old.key]["p99"] > 300
+        for live in (new, old):
+            switch.live = live.key
+            await until(lambda version=live.version: ingress.release.model.version == version)
+        assert ingress._told()[old.key] == {"searches": 1, "failed": 0, "p99": 0.0}
+        await ingress.search(Ask("cup"))
+        assert 0 < ingress._told()[old.key]["p99"] < 300
+
+    run(scenario())
+
+
 def test_a_release_is_not_searched_before_it_is_in_memory() -> None:
     old, switch = release(version="3"), FakeSwitch(release(version="3"))
     ingress = made(shard(*LEFT), switch=switch)

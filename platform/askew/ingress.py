@@ -118,6 +118,7 @@ class Ingress:
         key = self._holder.orders["serve"]
         if self._live.release.key != key and key in self._holder:
             self._live = self._holder[key]
+            self._seen.setdefault(key, Seen()).ms.clear()  # of its times when it was live before
         return self._live
 
     @property
