@@ -358,7 +358,8 @@ def test_the_command_line_looks_at_what_runs(stack: local.Stack, data: Path) -> 
     until(whole, "status of all parts", 60)
     assert (status["cluster"]["nodes"], status["cluster"]["resources"]["CPU"]["total"] >= 4) == (1, True)
     assert status["cluster"]["resources"]["memory"]["free"] > 0
-    assert {one["state"] for one in status["jobs"]["latest"]} == {"SUCCEEDED"}
+    states = {one["state"] for one in status["jobs"]["latest"]}  # one may have been stopped by a test before
+    assert states - {"STOPPED"} == {"SUCCEEDED"}
     [model] = [one for one in status["models"]["models"] if one["name"] == "askew-demo"]
     assert model == {"name": "askew-demo", "newest": "2", "aliases": {"champion": "1", "challenger": "1"}}
     application = status["serve"]["applications"]["search"]
