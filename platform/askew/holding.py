@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from askew import telemetry, turns
+from askew import telemetry
 from askew.releases import Release
 
 H = TypeVar("H")
@@ -47,7 +47,7 @@ class Holder(Generic[H]):
             await self._ask()
             if not self.orders:
                 await asyncio.sleep(self._every_s)
-        await self._hold([one for one in self._told if one.key == self.orders["serve"]], self._load)
+        await self._hold([one for one in self._told if one.key == self.orders["serve"]])
         if self.orders["serve"] not in self._held:
             raise RuntimeError(f"release {self.orders['serve']} was not loaded: {self._failed}")
         sys.setswitchinterval(SWITCH_S)
@@ -74,7 +74,7 @@ class Holder(Generic[H]):
             await asyncio.sleep(self._every_s)
             try:
                 await self._ask()
-                await self._hold(self._told, self._in_turn)
+                await self._hold(self._told)
                 self._let_go()
             except Exception:
                 telemetry.log.exception("holding releases")
@@ -96,7 +96,7 @@ class Holder(Generic[H]):
         except Exception as error:  # whatever became of it, it is up again some time
             telemetry.log.debug("no orders: %s", error)
 
-    async def _hold(self, wanted: list[Release], load: Callable[[Release], H]) -> None:
+    async def _hold(self, wanted: list[Release]) -> None:
         keys = {one.key for one in wanted}
         self._failed = {key: why for key, why in self._failed.items() if key in keys}
         for one in wanted:
@@ -104,16 +104,11 @@ class Holder(Generic[H]):
             if one.key in self._held or one.key in self._failed:
                 continue
             try:
-                self._held[one.key] = await asyncio.to_thread(load, one)
+                self._held[one.key] = await asyncio.to_thread(self._load, one)
                 telemetry.log.info("release %s is in memory", one.key)
             except Exception as error:
                 self._failed[one.key] = f"{type(error).__name__}: {error}"
                 telemetry.log.warning("release %s was not loaded: %s", one.key, self._failed[one.key])
-
-    def _in_turn(self, release: Release) -> H:
-        """Load beside what is answered, when no other replica on this machine does."""
-        with turns.turn("loading"):
-            return self._load(release)
 
     def _let_go(self) -> None:
         now = asyncio.get_running_loop().time()
