@@ -5,8 +5,10 @@ the dashboard's places: to see that each query answers, and for a picture where 
 has no answer is told.
 """
 
+import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +25,10 @@ COLUMNS, WIDE, HIGH = 24, 0.58, 0.26  # of Grafana's grid, and inches of a unit 
 LONGEST = 24  # letters of a name in a legend
 
 
-def ask(prometheus: str, query: str, minutes: float, step_s: int) -> list[dict[str, Any]]:
-    """The series that a query finds over the last minutes."""
-    now = time.time()
+def ask(prometheus: str, minutes: float, step_s: int, end: float, query: str) -> list[dict[str, Any]]:
+    """The series that a query finds over some minutes until `end`."""
     query = query.replace("$__rate_interval", f"{4 * step_s}s").replace("{}", "")
-    how = {"query": query, "start": now - 60 * minutes, "end": now, "step": step_s}
+    how = {"query": query, "start": end - 60 * minutes, "end": end, "step": step_s}
     answer = httpx.get(f"{prometheus}/api/v1/query_range", params=how, trust_env=False)
     answer.raise_for_status()
     found: list[dict[str, Any]] = answer.json()["data"]["result"]
@@ -43,13 +44,13 @@ def name(series: dict[str, Any], legend: str) -> str:
     return told if len(told) <= LONGEST else f"{told[: LONGEST - 1]}…"
 
 
-def draw(axes: Any, panel: dict[str, Any], prometheus: str, minutes: float, step_s: int) -> None:
+def draw(axes: Any, panel: dict[str, Any], asked: Callable[[str], list[dict[str, Any]]]) -> None:
     """Draw a panel: its lines, or its last values as text."""
     axes.set_title(panel["title"], fontsize=8, loc="left")
     axes.tick_params(labelsize=6)
     rows = []
     for target in panel["targets"]:
-        found = ask(prometheus, target["expr"], minutes, step_s)
+        found = asked(target["expr"])
         if not found:
             print(f"no answer yet: {panel['title']}: {target['expr']}")
         for series in found:
@@ -76,17 +77,19 @@ def main(
     prometheus: str,
     picture: Path,
     minutes: Annotated[float, typer.Option(help="so long back")] = 10,
+    ago: Annotated[float, typer.Option(help="minutes since the end of what is drawn")] = 0,
     step_s: Annotated[int, typer.Option(help="seconds between two points")] = 5,
 ) -> None:
     """Draw the dashboard."""
     panels = [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel.get("targets")]
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     figure = plt.figure(figsize=(COLUMNS * WIDE, height * HIGH))
+    asked = functools.partial(ask, prometheus, minutes, step_s, time.time() - 60 * ago)
     for panel in panels:
         place = panel["gridPos"]
         x, y = place["x"] / COLUMNS, 1 - (place["y"] + place["h"]) / height
         axes = figure.add_axes((x + 0.03, y + 0.025, place["w"] / COLUMNS - 0.045, place["h"] / height - 0.055))
-        draw(axes, panel, prometheus, minutes, step_s)
+        draw(axes, panel, asked)
     figure.savefig(picture, dpi=110)
     print(f"{picture}: {len(panels)} panels")
 
