@@ -10,7 +10,7 @@ from collections import Counter as Count
 from ray.util.metrics import Counter, Gauge, Histogram
 
 MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
-SIZES = [1, 2, 4, 8, 16, 32, 64]
+SIZES = [0.5, 1.5, 2.5, 5.5, 10.5, 20.5, 32.5, 64.5]  # Ray takes what is in a bucket for its middle
 
 log = logging.getLogger("ray.serve")  # Serve writes it, as text or as JSON, with the replica and the request's id
 
