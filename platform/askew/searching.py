@@ -115,12 +115,11 @@ class Search:
         try:
             async with asyncio.timeout(timeout_s):
                 vector = (await self.found(ask.like))[1] if ask.like else None
-                most = ask.k if ask.image_weight is None else max(ask.k, WEIGHED)
-                wider = replace(ask, k=most)
+                wider = ask if ask.image_weight is None else replace(ask, k=WEIGHED)
                 answer, change = await self._together.ask(Question(wider, where, vector, get_current()))
-                hits = [hit for hit in answer.hits if hit["item_id"] != ask.like][:most]
+                hits = [hit for hit in answer.hits if hit["item_id"] != ask.like][: wider.k]
                 if ask.image_weight is not None:
-                    hits = weighed(await self._explained(ask.query, hits[:WEIGHED]), ask.image_weight)[: ask.k]
+                    hits = weighed(await self._explained(ask.query, hits), ask.image_weight)[: ask.k]
                 elif ask.explain:
                     hits = await self._explained(ask.query, hits[:EXPLAINED]) + hits[EXPLAINED:]
         except FullError as error:

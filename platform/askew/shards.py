@@ -305,16 +305,16 @@ def packed(items: pa.Table, scores: Vectors, query: Rows, num_queries: int) -> b
     """Make an answer of hits: their items, their scores and the number of the query that each is for."""
     table = items.append_column("score", pa.array(scores, pa.float32())).append_column("query", pa.array(query))
     table = table.replace_schema_metadata({"queries": str(num_queries)})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    return _stream(table)
 
 
 def streamed(records: Sequence[Mapping[str, Any]]) -> bytes:
     """Make an Arrow stream of items' records."""
+    return _stream(pa.Table.from_pylist([*records]))
+
+
+def _stream(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    table = pa.Table.from_pylist([*records])
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
