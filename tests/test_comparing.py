@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from typing import Any
 
 import pytest
@@ -69,5 +70,24 @@ def test_a_share_of_nothing_compares_nothing() -> None:
             comparison.offer(hits("a"), 1.0, lambda: asyncio.sleep(0, hits("a")))
         await asyncio.sleep(0.01)
         assert comparison.told() == {}
+
+    asyncio.run(scenario())
+
+
+def test_what_takes_long_rests_between() -> None:
+    async def scenario() -> None:
+        comparison, asked = Comparison("exact", 1.0, rests=4.0), 0
+
+        async def slow() -> list[dict[str, Any]]:
+            nonlocal asked
+            asked += 1
+            await asyncio.sleep(0.1)
+            return hits("a")
+
+        started = time.monotonic()
+        while asked < 3:
+            comparison.offer(hits("a"), 1.0, slow)
+            await asyncio.sleep(0.005)
+        assert time.monotonic() - started >= 2 * (0.1 + 0.4)
 
     asyncio.run(scenario())

@@ -1,8 +1,8 @@
 """Comparing: a share of what is searched is searched in another way too, once it was answered.
 
 By every item, which tells the recall that searches have; and in a release that may be promoted, which tells how
-other its answers are. Nobody waits for it, and at most one such search of a kind is under way, so that a slow one
-takes little from those that people wait for.
+other its answers are. Nobody waits for it, at most one such search of a kind is under way, and what takes long may rest
+between, so that it takes little from those that people wait for.
 """
 
 import asyncio
@@ -21,18 +21,22 @@ Hits = Sequence[Mapping[str, Any]]
 
 
 class Comparison:
-    """Compares answers with those of another way of searching."""
+    """Compares answers with those of another way of searching.
 
-    def __init__(self, name: str, share: float) -> None:
-        self._name, self._share = name, share
+    After one is compared none is for `rests` times as long as that took.
+    """
+
+    def __init__(self, name: str, share: float, rests: float = 0.0) -> None:
+        self._name, self._share, self._rests = name, share, rests
         self._under_way: asyncio.Task[None] | None = None
+        self._rests_until = 0.0
         self._last: deque[dict[str, float]] = deque(maxlen=LAST)
         self.number, self.failed = 0, 0
 
     def offer(self, hits: Hits, ms: float, again: Callable[[], Awaitable[Hits]]) -> None:
-        """Compare an answer, by chance, if no other is being compared."""
+        """Compare an answer, by chance, if none is being compared, and none was lately."""
         busy = self._under_way is not None and not self._under_way.done()
-        if not busy and random.random() < self._share:
+        if not busy and time.perf_counter() >= self._rests_until and random.random() < self._share:
             loop = asyncio.get_running_loop()
             self._under_way = loop.create_task(self._compare(hits, ms, again), context=contextvars.Context())
 
@@ -44,11 +48,13 @@ class Comparison:
             self.failed += 1
             telemetry.warner.warn(self._name, f"{self._name}: {error!r}")
             return
+        finally:
+            self._rests_until = (now := time.perf_counter()) + self._rests * (now - started)
         own = [str(hit["item_id"]) for hit in hits]
         self.number += 1
         self._last.append({
             "overlap_at_10": overlap(own, other), "rbo": rbo(own, other), "ms_live": ms,
-            "ms": 1000 * (time.perf_counter() - started),
+            "ms": 1000 * (now - started),
         })  # fmt: skip
 
     def told(self) -> dict[str, float]:

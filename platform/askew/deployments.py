@@ -108,7 +108,12 @@ class ShardServer(Wired):
         """
         shard = (await self._held[key].follow()).shard
         filter_ = json.loads(where) if where else None
-        return await asyncio.to_thread(lambda: shard.answer(shard.search(vector, k, filter_, exact=True)))
+
+        def searched() -> bytes:
+            ann.threads(1)  # OpenMP counts for each thread that calls it
+            return shard.answer(shard.search(vector, k, filter_, exact=True))
+
+        return await asyncio.to_thread(searched)
 
     async def items(self, key: str, item_ids: Sequence[str]) -> tuple[bytes, NDArray[np.float32]]:
         """Return those of some items that are here: N records as an Arrow stream, and vectors (N, D).

@@ -27,6 +27,7 @@ from askew.replicas import Replicas
 from askew.searching import Parts, Search, SearchSettings
 from askew.wire import GoneError
 
+EXACT_RESTS = 100  # times as long as a search of every item took, none is made: a hundredth of the time at most
 LATENCIES = 1000  # of the last searches, from which a release's p99 is told
 
 
@@ -85,7 +86,7 @@ class Ingress:
             items=[Caller(one.method("items"), again=again) for one in replicas],
             facets=[Caller(one.method("facets"), again=again) for one in replicas],
         )  # fmt: skip
-        self._exact = Comparison("exact", settings_.exact_share)
+        self._exact = Comparison("exact", settings_.exact_share, EXACT_RESTS)
         self._shadows = dict[str, Comparison]()  # by release
         the_switch = Replicas(switch.address.remote, every_s=60)  # there is one
         self._look = Caller(the_switch.method("look"))
