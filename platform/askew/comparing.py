@@ -1,8 +1,8 @@
 """Comparing: a share of what is searched is searched in another way too, once it was answered.
 
 By every item, which tells the recall that searches have; and in a release that may be promoted, which tells how
-other its answers are. Nobody waits for it, at most one such search of a kind is under way, and what takes long may rest
-between, so that it takes little from those that people wait for.
+other its answers are. Nobody waits for it, at most one such search of a kind is under way, and what takes long may
+rest between, so that it takes little from those that people wait for.
 """
 
 import asyncio
