@@ -23,7 +23,7 @@ async function ask(path, body, signal) {
     if (error.name === "AbortError") throw error;
     throw new Refused("The endpoint does not answer. Is it up?");
   }
-  if (answer.status === 401) $("keyed").hidden = false;
+  if ([401, 403].includes(answer.status)) $("keyed").hidden = false;
   const found = await answer.json().catch(() => null);
   if (answer.ok && found) return found;
   const { message, hint } = found?.error ?? { message: `The endpoint answered ${answer.status}.`, hint: "" };
@@ -362,7 +362,7 @@ $("query").addEventListener("input", () => {
 $("form").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(pause); search(); });
 $("keyed").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, $("key").value.trim());
+  sessionStorage.setItem(KEY, $("key").value.replace(/[^!-~]/g, ""));
   $("key").value = "";
   $("keyed").hidden = true;
   show($("error"), "");
