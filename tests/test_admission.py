@@ -20,16 +20,17 @@ from askew import admission, endpoint, keys, refusals
 from askew.keys import Keys
 
 SECRET = "what both know"
-OPEN = {"/", "/page/style.css", "/page/script.js", "/healthz", "/readyz", "/docs", "/openapi.json", "/hooks/mlflow"}
+HOOK = "/hooks/mlflow"
+OPEN = {"/", "/page/style.css", "/page/script.js", "/healthz", "/readyz", "/docs", "/openapi.json", HOOK}
 SEARCH = {
     "/search", "/search/batch", "/similar", "/facets", "/items/{item_id:path}", "/items/{item_id:path}/image",
     "/release",
 }  # fmt: skip
 WRITE = {"/items:upsert", "/items:delete"}
 BODIES: dict[str, Any] = {
-    "/search": {"query": "mug"}, "/search/batch": {"searches": [{"query": "mug"}]}, "/similar": {"item_id": "jpeg"},
-    "/facets": {}, "/items:upsert": {"items": [{"item_id": "a", "title": "b"}]},
-    "/items:delete": {"item_ids": ["a"]}, "/hooks/mlflow": {},
+    "/search": {"query": "mug"}, "/search/batch": {"searches": [{"query": "mug"}]},
+    "/similar": {"item_id": "jpeg"}, "/facets": {}, "/items:upsert": {"items": [{"item_id": "a", "title": "b"}]},
+    "/items:delete": {"item_ids": ["a"]}, HOOK: {},
 }  # fmt: skip
 
 
@@ -90,14 +91,14 @@ def test_every_path_is_one_of_those_below() -> None:
     assert paths == OPEN | SEARCH | WRITE
 
 
-@pytest.mark.parametrize("path", sorted(OPEN - {"/hooks/mlflow"}))
+@pytest.mark.parametrize("path", sorted(OPEN - {HOOK}))
 def test_what_is_open_wants_no_key(client: httpx.Client, path: str) -> None:
     assert ask(client, path).status_code == 200
 
 
 def test_the_webhook_has_a_signature_of_its_own(client: httpx.Client, shown: SimpleNamespace) -> None:
     for headers in ({}, bearer(shown.both)):
-        assert problem(ask(client, "/hooks/mlflow", headers), 403)["message"] == "not signed by MLflow's webhook"
+        assert problem(ask(client, HOOK, headers), 403)["message"] == "not signed by MLflow's webhook"
 
 
 @pytest.mark.parametrize("path", sorted(SEARCH | WRITE))
@@ -154,8 +155,8 @@ def test_a_key_of_any_bytes_is_no_key(client: httpx.Client, key: bytes) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/absent", "//search", "/search/", "/SEARCH", "/page/../search", "/healthz/../items:upsert", "/items%3Aupsert",
-     "/%2Fitems:upsert", "/redoc", "/docs/oauth2-redirect"],
+    ["/absent", "//search", "/search/", "/SEARCH", "/page/../search", "/healthz/../items:upsert",
+     "/items%3Aupsert", "/%2Fitems:upsert", "/redoc", "/docs/oauth2-redirect"],
 )  # fmt: skip
 def test_a_path_that_is_written_otherwise_gains_nothing(
     client: httpx.Client, searcher: FakeSearcher, shown: SimpleNamespace, path: str

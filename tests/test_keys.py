@@ -39,7 +39,8 @@ def written(file: Path, text: str) -> None:
 
 
 def test_a_key_is_found_by_itself_alone_and_the_file_does_not_hold_it(file: Path) -> None:
-    shop, writer = keys.add(file, "shop", ["search"]), keys.add(file, "writer", ["search", "write"], rate=2, burst=5)
+    shop = keys.add(file, "shop", ["search"])
+    writer = keys.add(file, "writer", ["search", "write"], rate=2, burst=5)
     held, _ = made(file)
     assert (found(held, shop), found(held, writer)) == ("shop", "writer")
     for other in ("", shop[:-1], shop + "x", shop.upper(), hashlib.sha256(shop.encode()).hexdigest()):
@@ -79,7 +80,7 @@ def test_the_file_is_looked_at_once_a_while(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["keys: [", "keys: {}", "key: []", "keys: [{name: a}]", "", None, "[1]", "keys: [{name: a, sha256: x}]"]
+    "text", ["keys: [", "keys: {}", "key: []", "keys: [{name: a}]", "", None, "[1]", "keys: [{sha256: x}]"]
 )
 def test_a_file_that_cannot_be_used_changes_nothing_and_is_told_once(
     file: Path, text: str | None, monkeypatch: pytest.MonkeyPatch
@@ -99,29 +100,26 @@ def test_a_file_that_cannot_be_used_changes_nothing_and_is_told_once(
     assert (found(held, other), found(held, shop)) == ("other", None)
 
 
+def entry(name: str = "a", digest: str = "a" * 64, scopes: str = "[search]", more: str = "") -> str:
+    return f"{{name: {name}, sha256: '{digest}', scopes: {scopes}{more}}}"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         (None, "wanted a settings file; found none at"),
         ("keys: [", "wanted YAML in"),
         ("", "keys: Field required"),
-        ("keys: [{name: a, sha256: x, scopes: [search]}]", "keys.0.sha256"),
-        ("keys: [{name: 'a b', sha256: %s, scopes: [search]}]" % ("0" * 64), "keys.0.name"),
-        ("keys: [{name: a, sha256: '%s', scopes: [admin]}]" % ("a" * 64), "keys.0.scopes.0"),
-        ("keys: [{name: a, sha256: '%s', scopes: []}]" % ("a" * 64), "keys.0.scopes"),
-        ("keys: [{name: a, sha256: '%s', scopes: [search], rate: 0}]" % ("a" * 64), "keys.0.rate"),
-        ("keys: [{name: a, sha256: '%s', scopes: [search], rate: .inf}]" % ("a" * 64), "keys.0.rate"),
-        ("keys: [{name: a, sha256: '%s', scopes: [search], expire: 2027-01-01}]" % ("a" * 64), "keys.0.expire"),
-        (
-            "keys: [{name: a, sha256: '%s', scopes: [search]}, {name: a, sha256: '%s', scopes: [search]}]"
-            % ("a" * 64, "b" * 64),
-            "the name a stands there twice",
-        ),
-        (
-            "keys: [{name: a, sha256: '%s', scopes: [search]}, {name: b, sha256: '%s', scopes: [write]}]"
-            % ("a" * 64, "a" * 64),
-            "stands there twice",
-        ),
+        (f"keys: [{entry(digest='x')}]", "keys.0.sha256"),
+        (f"keys: [{entry(digest='A' * 64)}]", "keys.0.sha256"),
+        (f"keys: [{entry(name='a b')}]", "keys.0.name"),
+        (f"keys: [{entry(scopes='[admin]')}]", "keys.0.scopes.0"),
+        (f"keys: [{entry(scopes='[]')}]", "keys.0.scopes"),
+        (f"keys: [{entry(more=', rate: 0')}]", "keys.0.rate"),
+        (f"keys: [{entry(more=', rate: .inf')}]", "keys.0.rate"),
+        (f"keys: [{entry(more=', expire: 2027-01-01')}]", "keys.0.expire"),
+        (f"keys: [{entry()}, {entry(digest='b' * 64)}]", "the name a stands there twice"),
+        (f"keys: [{entry()}, {entry(name='b')}]", "stands there twice"),
     ],
 )
 def test_at_the_start_such_a_file_is_refused(file: Path, text: str | None, told: str) -> None:
@@ -208,8 +206,8 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_prints_the_key_once_and_says_what_is_wrong(file: Path) -> None:
-    told = command("add", "shop", "--scope", "search", "--scope", "write", "--rate", "5", "--expires", "2030-01-02",
-                   "--file", str(file))  # fmt: skip
+    how = ("--scope", "search", "--scope", "write", "--rate", "5", "--expires", "2030-01-02")
+    told = command("add", "shop", *how, "--file", str(file))
     assert told.returncode == 0, told.stderr
     [key] = told.stdout.split()
     assert found(made(file)[0], key) == "shop"
