@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import typer
 import yaml
@@ -171,8 +171,8 @@ def add(
     """Make a key and write its hash; returns the key, which stands nowhere else. Raises ConfigError."""
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     told = {"name": name, "scopes": list(dict.fromkeys(scopes)), "rate": rate, "burst": burst, "expires": expires}
-    told = {what: value for what, value in told.items() if value is not None}
-    _write(path, [*_dumped(path), told | {"sha256": hashlib.sha256(key.encode()).hexdigest()}])
+    given: dict[str, Any] = {what: value for what, value in told.items() if value is not None}
+    _write(path, [*_dumped(path), given | {"sha256": hashlib.sha256(key.encode()).hexdigest()}])
     return key
 
 
@@ -186,11 +186,11 @@ def remove(path: Path, name: str) -> None:
     _write(path, left)
 
 
-def _dumped(path: Path) -> list[dict[str, object]]:
+def _dumped(path: Path) -> list[dict[str, Any]]:
     return [key.model_dump(exclude_defaults=True) for key in read(path).keys] if path.exists() else []
 
 
-def _write(path: Path, keys: Sequence[dict[str, object]]) -> None:
+def _write(path: Path, keys: Sequence[dict[str, Any]]) -> None:
     try:
         checked = KeyFile.model_validate({"keys": keys})
     except ValidationError as error:
