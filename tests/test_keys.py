@@ -131,7 +131,7 @@ def test_at_the_start_such_a_file_is_refused(file: Path, text: str | None, told:
 
 
 def test_a_folder_in_its_place_is_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="let this process read it"):
+    with pytest.raises(ConfigError, match="found Is a directory; check the path"):
         made(tmp_path)
 
 

@@ -5,7 +5,7 @@ passwords dear; here there is nothing to guess, and it would cost each request m
 when it changes, so that a new key counts beside an old one, and the old one goes, without a restart. Knows nothing
 of HTTP.
 
-    python -m askew.keys add shop --scope search --file keys.yaml
+    askew keys add shop --scope search --file keys.yaml
 """
 
 import asyncio
@@ -34,7 +34,7 @@ PREFIX = "askew_"  # by which scanners for secrets know a key
 KEY_BYTES = 32
 EVERY_S = 1.0  # so often the file is looked at, when requests come
 LOOKED_UP = 8  # bytes of a hash that find its key; all of them are then compared in constant time
-HEAD = "# Keys of an askew endpoint, as SHA-256: no key stands here. Made by `python -m askew.keys`.\n"
+HEAD = "# Keys of an askew endpoint, as SHA-256: no key stands here. Made by `askew keys`.\n"
 
 
 def _in_utc(when: datetime) -> datetime:
@@ -146,10 +146,7 @@ class Keys:
 
 def read(path: Path) -> KeyFile:
     """Read a file of keys. Raises ConfigError."""
-    try:
-        return config.load(KeyFile, path)
-    except OSError as error:
-        raise ConfigError(f"keys in {path}", str(error), "let this process read it") from None
+    return config.load(KeyFile, path)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -130,7 +130,7 @@ def build(settings: ServingSettings) -> serve.Application:
 
 def _check(file: KeyFile, settings: ServingSettings) -> None:
     if settings.writes and not any("write" in key.scopes for key in file.keys):
-        do = f"python -m askew.keys add … --scope write --file {settings.keys}, or writes: false"
+        do = f"askew keys add … --scope write --file {settings.keys}, or writes: false"
         raise ConfigError(f"a key with the scope write in {settings.keys}", "none, and writes: true", do)
 
 
