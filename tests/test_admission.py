@@ -4,6 +4,7 @@ import http.client
 import json
 import logging
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -170,6 +171,31 @@ def test_a_path_that_is_written_otherwise_gains_nothing(
     assert status(bearer(shown.search)) in (403, 404, 405, 307)
     assert status({}) in (401, 404)
     assert (searcher.calls, searcher.written) == ([], [])
+
+
+def test_a_large_body_without_a_key_is_answered_and_not_held(
+    client: httpx.Client, searcher: FakeSearcher, shown: SimpleNamespace
+) -> None:
+    tracemalloc.start()
+    try:
+        pieces = (bytes(1 << 16) for _ in range(1024))  # 64 MiB, twice of what is read from who may write
+        answer = client.post("/items:upsert", content=pieces, headers={"content-type": "application/json"})
+        assert problem(answer, 401)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert ask(client, "/release", bearer(shown.search)).status_code == 200
+
+
+def test_a_busy_endpoint_tells_its_load_to_nobody_without_a_key(
+    client: httpx.Client, searcher: FakeSearcher, shown: SimpleNamespace
+) -> None:
+    searcher.busy = True
+    try:
+        assert problem(ask(client, "/search"), 401)
+        assert problem(ask(client, "/search", bearer(shown.search)), 503)
+    finally:
+        searcher.busy = False
 
 
 def test_below_a_prefix_the_paths_want_the_same() -> None:
