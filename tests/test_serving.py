@@ -135,7 +135,8 @@ def test_writes_that_nobody_guards_are_refused() -> None:
     ("scopes", "how", "told"),
     [
         ([], {}, "wanted a settings file; found none"),
-        (["search"], {"writes": True}, r"wanted a key with the scope write in .*; found none, and writes: true"),
+        (["search"], {"writes": True}, r"a key with the scope write in .*; found none; .*, or writes: false"),
+        (["write"], {"writes": True}, r"wanted a key with the scope search in .*; found none; askew keys add"),
     ],
 )
 def test_without_the_keys_that_it_wants_nothing_is_deployed(

@@ -3,10 +3,15 @@
 import asyncio
 import datetime
 import ipaddress
+import json
 import re
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import pytest
@@ -21,7 +26,8 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import ServeDeploySchema
 from tests.fakes import FakeSearcher
 
-from askew import endpoint
+from askew import deploying, endpoint
+from askew.errors import StageError
 from askew.ports import free_ports
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +75,18 @@ def test_haproxy_has_no_tls() -> None:
     assert not re.search(r"\b(ssl|crt)\b", text)
 
 
+@asynccontextmanager
+async def answering(options: HTTPOptions) -> AsyncIterator[None]:
+    """Ray Serve's own server, over our application."""
+    app = endpoint.endpoint(FakeSearcher())
+    task, server = await start_asgi_http_server(app, options, event_loop=asyncio.get_running_loop())
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
 @pytest.mark.parametrize("authority", [False, True])
 def test_searches_are_answered_by_tls_and_only_by_it(files: dict[str, str], authority: bool) -> None:
     """Also where an authority for clients' certificates is named: Ray asks for none."""
@@ -77,9 +95,7 @@ def test_searches_are_answered_by_tls_and_only_by_it(files: dict[str, str], auth
     options = HTTPOptions(host="127.0.0.1", port=port, **files, **more)
 
     async def scenario() -> None:
-        app = endpoint.endpoint(FakeSearcher())
-        task, server = await start_asgi_http_server(app, options, event_loop=asyncio.get_running_loop())
-        try:
+        async with answering(options):
             trusted = ssl.create_default_context(cafile=files["ssl_certfile"])
             body, url = {"query": "mug"}, f"https://127.0.0.1:{port}/search"
             async with httpx.AsyncClient(verify=trusted, trust_env=False) as client:
@@ -89,8 +105,55 @@ def test_searches_are_answered_by_tls_and_only_by_it(files: dict[str, str], auth
             async with httpx.AsyncClient(trust_env=False) as stranger:
                 with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
                     await stranger.post(url, json=body)
-        finally:
-            server.should_exit = True
-            await task
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::", "localhost")])
+def test_where_an_endpoint_answers_is_told_with_its_scheme(files: dict[str, str], host: str, shown: str) -> None:
+    """By what Ray's dashboard tells of the options that Serve was started with."""
+    options = [HTTPOptions(host=host, port=8000, **how) for how in ({}, files)]
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = json.dumps({"http_options": options[0].model_dump(mode="json", exclude_unset=True)}).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *what: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://localhost:{server.server_port}"
+        assert deploying.url(address) == f"http://{shown}:8000"
+        del options[0]
+        assert deploying.url(address) == f"https://{shown}:8000"
+        server.shutdown()
+
+
+def test_who_signed_the_certificate_is_told_by_the_environment(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [port] = free_ports(1)
+    url = f"https://127.0.0.1:{port}"
+
+    async def scenario() -> None:
+        async with answering(HTTPOptions(host="127.0.0.1", port=port, **files)):
+            with pytest.raises(StageError, match=r"CERTIFICATE_VERIFY_FAILED.*as --endpoint.*SSL_CERT_FILE"):
+                await asyncio.to_thread(deploying.await_ready, url, 0.2)
+            monkeypatch.setenv("SSL_CERT_FILE", files["ssl_certfile"])
+            await asyncio.to_thread(deploying.await_ready, url, 5)
+
+    asyncio.run(scenario())
+
+
+def test_a_config_without_a_host_is_for_loopback(tmp_path: Path) -> None:
+    config = tmp_path / "search.yaml"
+    config.write_text("applications: [{name: s, import_path: 'askew.serving:build', args: {model: shop}}]")
+    assert deploying.read(config)["http_options"] == {"host": "127.0.0.1"}
+    config.write_text(f"http_options: {{host: 10.0.0.7, port: 1}}\n{config.read_text()}")
+    assert deploying.read(config)["http_options"] == {"host": "10.0.0.7", "port": 1}

@@ -253,6 +253,9 @@ def serve(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="an argument of the application")
     ] = None,
     patience: Annotated[float, typer.Option(min=1, help="seconds in which it must be ready")] = 240,
+    endpoint: Annotated[
+        str, typer.Option(help="where it answers, if not where the config says: behind a gateway, or by TLS")
+    ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -264,7 +267,7 @@ def serve(
     with errors.status("deploy …"):
         deploying.check_port(address, values)
         deploying.deploy(address, values, patience, f"read the logs of Serve at {address}")
-        url = deploying.url(address)
+        url = endpoint.rstrip("/") or deploying.url(address)
         deploying.await_ready(url, patience)
     print(json.dumps({"endpoint": url}) if as_json else f"ready at {url}, with its page at {url}/docs")
 
@@ -380,13 +383,14 @@ def status(
     address: Cluster = DASHBOARD,
     tracking_uri: TrackingUri = MLFLOW,
     endpoint: EndpointUrl = ENDPOINT,
+    api_key: ApiKey = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show cluster, jobs, model versions and the endpoint on one screen."""
     from askew import status as statuses
 
-    told = statuses.asked(address, tracking_uri, endpoint)
+    told = statuses.asked(address, tracking_uri, endpoint, api_key)
     if as_json:
         print(json.dumps(told))
     else:

@@ -129,9 +129,12 @@ def build(settings: ServingSettings) -> serve.Application:
 
 
 def _check(file: KeyFile, settings: ServingSettings) -> None:
-    if settings.writes and not any("write" in key.scopes for key in file.keys):
-        do = f"askew keys add … --scope write --file {settings.keys}, or writes: false"
-        raise ConfigError(f"a key with the scope write in {settings.keys}", "none, and writes: true", do)
+    held = {scope for key in file.keys for scope in key.scopes}
+    for scope in keys.SCOPES:
+        if scope not in held and (scope != "write" or settings.writes):
+            add = f"askew keys add … --scope {scope} --file {settings.keys}"
+            do = f"{add}, or writes: false" if scope == "write" else add
+            raise ConfigError(f"a key with the scope {scope} in {settings.keys}", "none", do)
 
 
 def first(settings: ServingSettings, cache: Path) -> Release:
