@@ -14,6 +14,7 @@ import uvicorn
 
 from askew import endpoint, messages, refusals
 from askew.endpoint import Answer, Ask
+from askew.keys import Keys
 from askew.releases import Release
 from askew.wire import Listener
 
@@ -135,10 +136,10 @@ class FakeSearcher:
 
 
 @contextmanager
-def serving(searcher: FakeSearcher, hook_secret: str = "") -> Iterator[str]:
+def serving(searcher: Any, hook_secret: str = "", keys: Keys | None = None) -> Iterator[str]:
     """The endpoint over a searcher, on a port of its own; its URL."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(endpoint.endpoint(searcher, hook_secret), log_config=None))
+    server = uvicorn.Server(uvicorn.Config(endpoint.endpoint(searcher, hook_secret, keys), log_config=None))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:

@@ -9,15 +9,17 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from tests.fakes import FakeSearcher, serving
 from typer.testing import CliRunner
 
 from askew import ports, stages
 from askew.cli import app
+from askew.keys import Keys, add
 
 ROOT = Path(__file__).parent.parent
 RUN = CliRunner()
 NOBODY = "http://127.0.0.1:9"
-COMMANDS = (*stages.STAGES, "serve", "search", "doctor", "status", "bench")
+COMMANDS = (*stages.STAGES, "serve", "search", "doctor", "status", "keys", "bench")
 
 
 def says(*arguments: str) -> str:
@@ -249,6 +251,48 @@ def test_where_there_is_no_checkout_it_is_said(tmp_path: Path) -> None:
         done = askew(command, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
         assert done.returncode == 2
         assert f"wanted a checkout of askew, which has jobs/ and bench/; found none at {tmp_path}" in done.stderr
+
+
+def test_a_search_shows_the_key_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    file = tmp_path / "keys.yaml"
+    made = RUN.invoke(app, ["keys", "add", "shop", "--scope", "search", "--file", str(file)])
+    assert made.exit_code == 0, made.output
+    with serving(FakeSearcher(), keys=Keys(file, print)) as url:
+        assert "found 401 this endpoint wants a key" in says("search", "mug", "--endpoint", url)
+        monkeypatch.setenv("ASKEW_API_KEY", made.stdout.strip())
+        found = RUN.invoke(app, ["search", "mug", "--endpoint", url, "--json"])
+        assert json.loads(found.stdout)["hits"], found.output
+
+
+def test_status_shows_its_key_to_the_endpoint_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    key, sent = add(tmp_path / "keys.yaml", "shop", ["search"]), list[str]()
+
+    class Listening(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            sent.append(str(self.headers))
+            self.send_error(404)
+
+        def log_message(self, *what: object) -> None:
+            pass
+
+    wanted = Keys(tmp_path / "keys.yaml", print)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listening) as other, serving(FakeSearcher(), keys=wanted) as url:
+        Thread(target=other.serve_forever, daemon=True).start()
+        elsewhere = f"http://127.0.0.1:{other.server_port}"
+        places = ["status", "--address", elsewhere, "--tracking-uri", elsewhere, "--endpoint"]
+        without = RUN.invoke(app, [*places, url])
+        told = json.loads(RUN.invoke(app, [*places, url, "--json"]).stdout)["endpoint"]
+        monkeypatch.setenv("ASKEW_API_KEY", key)
+        found = json.loads(RUN.invoke(app, [*places, url, "--json"]).stdout)["endpoint"]
+        other.shutdown()
+    assert (told["ready"], told["release"]) == (True, None)
+    assert told["withheld"] == "this endpoint wants a key, and none was sent"
+    assert "its release is not told: this endpoint wants a key, and none was sent" in without.stdout
+    assert found["release"]["model"]["version"] == "3"
+    assert len(sent) >= 9
+    assert not [headers for headers in sent if key in headers]
 
 
 def test_ports_are_the_demos() -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.fakes import EXPLANATION, FACET, HIT, ITEM, PHOTOS, FakeSearcher, run, serving
 
-from askew import messages, talk
+from askew import keys, messages, talk
 from askew.client import AsyncClient, Client
 from askew.endpoint import Ask
 from askew.errors import AskewError, ConfigError, EndpointError, UnreachableError
@@ -418,6 +419,37 @@ def test_without_a_key_none_is_sent(made: Callable[..., Asks]) -> None:
     with Scripted(GOOD) as server:
         made(server.url)("delete", ["7"])
     assert "authorization" not in server.seen[0]
+
+
+def test_who_asked_too_often_comes_again_when_told_and_not_otherwise(made: Callable[..., Asks]) -> None:
+    told = messages.Failure(error=messages.Problem(code="too_many_requests", message="m", param=None, hint="h"))
+    body = told.model_dump_json().encode()
+    with Scripted((429, {"retry-after": "1"}, body), GOOD) as server:
+        started = time.monotonic()
+        assert made(server.url)("delete", ["7"]).change == 1
+        assert time.monotonic() - started >= 1
+    for headers in ({}, {"retry-after": "60"}, {"retry-after": "soon"}):
+        with Scripted((429, headers, body)) as server:
+            with pytest.raises(EndpointError, match="429 m; h") as caught:
+                made(server.url)("delete", ["7"])
+            assert (caught.value.status, caught.value.code) == (429, "too_many_requests")
+            assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "unauthorized"), (403, "forbidden")])
+def test_who_is_not_let_in_does_not_knock_again(
+    made: Callable[..., Asks], tmp_path: Path, status: int, code: str
+) -> None:
+    file, fake = tmp_path / "keys.yaml", Shop()
+    key = keys.add(file, "shop", ["search"])
+    with serving(fake, keys=keys.Keys(file, print)) as url:
+        ask = made(url, api_key=key if status == 403 else None)
+        with pytest.raises(EndpointError) as caught:
+            ask("delete", ["7"])
+        assert (caught.value.status, caught.value.code) == (status, code)
+        if status == 403:
+            assert ask("search", "mug").hits
+    assert key not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [200, 502])

@@ -23,8 +23,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from referencing import Registry, Resource
+from typer.testing import CliRunner
 
-from askew import __version__, config
+from askew import __version__, config, keys, serving
 from askew.pipeline import PipelineSettings
 from askew.serving import ServingSettings
 
@@ -242,6 +243,65 @@ def test_every_cluster_wants_a_token_and_its_autoscaler_is_locked_too() -> None:
         head = spec["headGroupSpec"]
         assert head["rayStartParams"]["num-cpus"] == "0"
         assert "scratch" in {volume["name"] for volume in head["template"]["spec"]["volumes"]}
+
+
+def commands(start: str, end: str) -> str:
+    """The commands in docs/cluster.md between two headings."""
+    text = (ROOT / "docs" / "cluster.md").read_text().partition(f"\n## {start}\n")[2].partition(f"\n## {end}\n")[0]
+    assert text
+    return "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+
+
+@pytest.mark.parametrize("places", [("2. Secrets", "3. Ground: storage, PostgreSQL, Redis, MLflow"),
+                                    ("Plain machines", "What to set")])  # fmt: skip
+def test_beyond_the_laptop_the_endpoint_has_the_keys_that_the_docs_make(
+    places: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = re.findall(r"^askew (keys add [^#\n]*)", commands(*places), re.MULTILINE)
+    for line in made:
+        done = CliRunner().invoke(keys.app, shlex.split(line)[1:])
+        assert done.exit_code == 0, done.output
+    scopes = {scope for key in keys.read(tmp_path / "keys.yaml").keys for scope in key.scopes}
+    assert scopes == {"search", "write"}
+    told = yaml.safe_load((SERVE / "search.cluster.yaml").read_text())["applications"][0]["args"]
+    asked = ServingSettings(**told)
+    assert (asked.keys, asked.writes, asked.open_writes) == (Path("/etc/askew/keys.yaml"), True, False)
+    serving._check(keys.read(tmp_path / "keys.yaml"), asked)
+
+
+def test_the_file_of_keys_is_where_the_service_looks_for_it() -> None:
+    spec = named("RayService", "search")["spec"]
+    [application] = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    for pod in pods(spec):
+        [secret] = [v["secret"] for v in pod["volumes"] if v["name"] == "keys"]
+        assert secret == {"secretName": "askew-keys", "items": [{"key": "keys.yaml", "path": "keys.yaml"}]}
+        [mount] = [m for c in pod["containers"] for m in c["volumeMounts"] if m["name"] == "keys"]
+        assert f"{mount['mountPath']}/keys.yaml" == application["args"]["keys"]
+        assert mount["readOnly"] is True
+        assert "subPath" not in mount  # or another Secret would not come to a pod that runs
+    assert "/etc/askew/keys.yaml" in commands("Plain machines", "What to set")
+
+
+def test_ray_wants_its_token_wherever_it_starts_beyond_the_laptop() -> None:
+    lines = commands("Plain machines", "What to set").splitlines()
+    [token] = [n for n, line in enumerate(lines) if re.search(r"^export .*\bRAY_AUTH_MODE=token\b", line)]
+    [made] = [n for n, line in enumerate(lines) if line.startswith("ray get-auth-token --generate")]
+    starts = [n for n, line in enumerate(lines) if re.match("ray (start|job)|serve deploy", line)]
+    assert len(starts) == 4
+    assert max(token, made) < min(starts)
+    assert "RAY_AUTH_MODE=token" in (SERVE / "search.cluster.yaml").read_text()
+    [environment] = words("ENV")
+    assert "RAY_AUTH_MODE=token" in environment.split()
+
+
+@pytest.mark.parametrize("name", ["demo", "search", "search.cluster"])
+def test_an_endpoint_listens_on_loopback_or_has_keys(name: str) -> None:
+    told = yaml.safe_load((SERVE / f"{name}.yaml").read_text())
+    [application] = told["applications"]
+    here, args = told["http_options"]["host"] == "127.0.0.1", application["args"]
+    assert here is (name != "search.cluster")
+    assert here or (args["keys"] and not args.get("open_writes"))
 
 
 def test_no_file_holds_a_secret_and_the_docs_make_each_that_is_wanted() -> None:

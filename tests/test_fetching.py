@@ -4,6 +4,7 @@ import http.server
 import ipaddress
 import itertools
 import os
+import socket
 import ssl
 import threading
 import time
@@ -21,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from askew.errors import DataError
-from askew.fetching import Fetcher, FetchSettings, Problem, is_public
+from askew.fetching import Fetcher, FetchSettings, Problem, is_public, resolve
 
 PHOTO = b"\xff\xd8\xff\xe0 a photo"
 LIMIT = 1000
@@ -477,6 +478,43 @@ def test_a_redirect_to_this_machine_is_refused(server: Server, tmp_path: Path) -
     result = over_web(server.url(f"to/?{inner}", "shop.example"), tmp_path, **settings)
     assert reason(result) == "refused"  # by its address: `allow` has 127.0.0.1 alone
     assert [path for path, _ in server.asked] == [f"/to/?{inner}"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.2", "127.2", "2130706434", "0x7f000002", "0177.0.0.2", "[::1]", "[::ffff:127.0.0.1]",
+     "[::ffff:7f00:1]", "[64:ff9b::7f00:1]", "0", "10.0.0.1", "169.254.169.254", "[fe80::1]", "[fd00:ec2::254]"],
+)  # fmt: skip
+def test_a_redirect_to_an_address_that_is_not_public_is_refused_however_it_is_written(
+    host: str, server: Server, tmp_path: Path
+) -> None:
+    """Only the first server's own address is let through besides public ones, and none in another form."""
+
+    def resolved(name: str, port: int) -> Sequence[str]:
+        return ["127.0.0.1"] if name == "shop.example" else resolve(name, port)
+
+    url = server.url(f"to/?http://{host}:{server.port}/good", "shop.example")
+    result = over_web(
+        url, tmp_path, hosts=("shop.example", host.strip("[]")), resolve=resolved,
+        allow=lambda address: address == LOOPBACK or is_public(address),
+    )  # fmt: skip
+    assert reason(result) in ("refused", "bad_url")
+    assert len(server.asked) == 1
+
+
+def test_what_is_connected_to_is_the_address_that_was_checked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected = list[Any]()
+    connect = socket.create_connection
+
+    def noted(address: Any, *how: Any, **more: Any) -> socket.socket:
+        connected.append(address)
+        return connect(address, *how, **more)
+
+    monkeypatch.setattr(socket, "create_connection", noted)
+    assert over_web(server.url("good", "shop.example"), tmp_path, resolve=lambda *_: ["127.0.0.1"]) == PHOTO
+    assert connected == [("127.0.0.1", server.port)]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ import psutil
 import pytest
 from ray.util.metrics import Metric
 
-from askew import demo, local, tables, telemetry
+from askew import demo, keys, local, tables, telemetry
 from askew import ports as ports_
 from askew.errors import StageError
 from askew.metrics import MEASURES
@@ -457,6 +457,58 @@ def test_many_searches_at_once(stack: local.Stack) -> None:
     assert {answer.status_code for answer in answers} == {200}
     for query, answer in zip(queries, answers, strict=True):
         assert [h["item_id"] for h in answer.json()["hits"]] == [h["item_id"] for h in alone[query]]
+
+
+def test_keys_are_wanted_and_exchanged_while_it_runs_and_stand_in_no_log(
+    stack: local.Stack, tmp_path: Path
+) -> None:
+    """The same endpoint, deployed anew with a file of keys, through HAProxy and at each replica's own port."""
+    file = tmp_path / "keys.yaml"
+    old, stock = keys.add(file, "old", ["search"]), keys.add(file, "stock", ["write"])
+    settings = [f"--set=keys={file}", "--set=open_writes=false"]
+    config = str(stack.home / "serve.yaml")
+    assert told(stack, "serve", config, "--address", stack.dashboard, *settings) == {"endpoint": stack.endpoint}
+
+    def asked(path: str, body: dict[str, Any], key: str = "", at: str = stack.endpoint) -> int:
+        shown = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx.post(f"{at}{path}", json=body, headers=shown, timeout=10).status_code
+
+    def replicas() -> list[str]:
+        """The ports that the ingress's replicas have themselves, where they answer by HTTP."""
+        found = []
+        for process in local.members(stack.instance):
+            for one in process.net_connections("tcp") if "search:ingress" in process.name() else ():
+                with suppress(httpx.HTTPError):  # of Ray's own ports
+                    if one.status == psutil.CONN_LISTEN:
+                        httpx.get(f"http://{local.HOST}:{one.laddr.port}/healthz", timeout=5).raise_for_status()
+                        found.append(f"http://{local.HOST}:{one.laddr.port}")
+        return found
+
+    query, gone = {"query": "red striped mug"}, {"item_ids": ["nothing"]}
+    until(lambda: asked("/search", query) == 401, "refusal without a key", 30)
+    wrong = f"{old[:-1]}{'A' if old[-1] != 'A' else 'B'}"
+    assert [asked("/search", query, key) for key in ("", wrong, old, stock)] == [401, 401, 200, 403]
+    assert [asked("/items:delete", gone, key) for key in ("", old, stock)] == [401, 403, 200]
+    direct = until(replicas, "replicas of the ingress", 30)
+    assert {asked("/search", query, at=one) for one in direct} == {401}
+    places = ["--address", stack.dashboard, "--tracking-uri", stack.mlflow, "--endpoint", stack.endpoint]
+    assert told(stack, "status", *places)["endpoint"]["release"] is None
+    release = told(stack, "status", *places, "--api-key", old)["endpoint"]["release"]
+    assert release["model"]["version"] == "1"
+
+    new = keys.add(file, "new", ["search"])
+    until(lambda: asked("/search", query, new) == 200, "the new key to count", 10)
+    assert asked("/search", query, old) == 200  # both count, until the old one is taken out
+    keys.remove(file, "old")
+    until(lambda: asked("/search", query, old) == 401, "the old key to count no more", 10)
+    assert asked("/search", query, new) == 200
+    assert asked("/search", query, new, direct[0]) == 200  # by the same process as before
+
+    logs = [*stack.temporary.glob("session_latest/logs/**/*"), *(stack.home / "logs").iterdir()]
+    text = b"".join(path.read_bytes() for path in logs if path.is_file())
+    assert b"ServeReplica:search:ingress" in text  # these are the logs
+    shown = {"old": old, "new": new, "stock": stock, "wrong": wrong}
+    assert [name for name, key in shown.items() if key.encode() in text] == []
 
 
 def test_stop_ends_all_of_it_and_nothing_else(stack: local.Stack) -> None:

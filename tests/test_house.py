@@ -1,7 +1,10 @@
 """The shape of the house itself."""
 
+import ast
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "platform").rglob("*.py"))
@@ -23,12 +26,59 @@ def test_one_vendor_one_file() -> None:
         assert users == {home}
 
 
-def test_nothing_is_unpickled() -> None:
-    for path in SOURCES:
-        text = path.read_text()
-        assert not re.search(r"\b(import pickle|pickle\.load|allow_pickle=True|weights_only=False)\b", text), path
-        for call in re.findall(r"torch\.load\([^\n]*", text):
-            assert "weights_only=True" in call, path
+RUNS_CODE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}  # when it reads data
+NEVER = {
+    "eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "pd.read_pickle",
+    "torch.jit.load", "torch.hub.load", "torch.package",
+}  # fmt: skip
+ONLY_WITH = {  # calls that may run code, and what keeps them from it
+    "torch.load": ("weights_only", True), "AutoConfig.from_pretrained": ("trust_remote_code", False),
+    "AutoTokenizer.from_pretrained": ("trust_remote_code", False),
+    "AutoModel.from_config": ("trust_remote_code", False), "kind.from_pretrained": ("use_safetensors", True),
+}  # fmt: skip
+NEVER_SAID = {"allow_pickle": True, "trust_remote_code": True, "weights_only": False, "shell": True}
+
+
+def runs_code(source: str) -> list[str]:
+    """What in a source might run code that stands in data."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+            found += [name for name in names if name.partition(".")[0] in RUNS_CODE]
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            said = {one.arg: getattr(one.value, "value", ...) for one in node.keywords}
+            wanted, value = ONLY_WITH.get(name, ("", None))
+            found += [name] if name in NEVER or (wanted and said.get(wanted) is not value) else []
+            found += [
+                f"{what}=…" for what, value in NEVER_SAID.items() if said.get(what, not value) is not (not value)
+            ]
+    return found
+
+
+def test_nothing_that_is_read_is_run() -> None:
+    for path in [*SOURCES, *(ROOT / "jobs").glob("*.py"), *(ROOT / "examples").glob("*.py")]:
+        assert runs_code(path.read_text()) == [], path
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from joblib import load", "import cloudpickle as c", "torch.load(path)",
+        "torch.load(path, weights_only=False)", "np.load(path, allow_pickle=True)", "yaml.load(text)",
+        "np.load(path, allow_pickle=how)", "pd.read_pickle(path)", "eval(text)", "run(line, shell=True)",
+        "AutoConfig.from_pretrained(name)", "kind.from_pretrained(name, use_safetensors=False)",
+    ],
+)  # fmt: skip
+def test_what_would_be_run_is_found(source: str) -> None:
+    assert runs_code(source)
+
+
+def test_what_runs_nothing_is_left_alone() -> None:
+    assert not runs_code(
+        "np.load(p)\nnp.load(p, allow_pickle=False)\ntorch.load(p, weights_only=True)\nyaml.safe_load(t)"
+    )
 
 
 def test_ci_is_what_a_person_runs() -> None:

@@ -4,7 +4,9 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from askew import endpoint, facets, messages, refusals
+from askew import endpoint, facets, keys, messages, refusals
 from askew.endpoint import Answer, Ask
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -94,12 +96,18 @@ def _table(fields: list[dict[str, Any]]) -> Any:
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[Shop, str]]:
     shop = Shop()
+    with serving(shop) as url:
+        yield shop, url
+
+
+@contextmanager
+def serving(shop: Shop, held: keys.Keys | None = None) -> Iterator[str]:
     listening = socket.create_server(("127.0.0.1", 0))
-    app: Any = endpoint.endpoint(shop)  # type: ignore[arg-type]
+    app: Any = endpoint.endpoint(shop, keys=held)  # type: ignore[arg-type]
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
-    yield shop, f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
     server.should_exit = True
     thread.join()
 
@@ -135,7 +143,7 @@ def opened(browser: Browser, url: str, **how: Any) -> Iterator[Page]:
     page.goto(url)
     yield page
     context.close()
-    assert {one.startswith((url, "data:")) for one in asked} == {True}
+    assert {one.startswith((url, f"blob:{url}", "data:")) for one in asked} == {True}
     assert troubles == []
 
 
@@ -256,6 +264,43 @@ def test_it_is_used_by_keys_alone(page: Page) -> None:
             page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.id")
         )
     assert {"weight", "compare", "f-colour-red", "more like Mug <b>0</b>"} <= set(reached)
+
+
+def test_where_a_key_is_wanted_the_page_asks_for_it_and_keeps_it_in_its_tab(
+    shop: Shop, browser: Browser, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys.yaml"
+    key = keys.add(file, "shop", ["search"])
+    with serving(shop, keys.Keys(file, print)) as url:
+        for page in opened(browser, url):
+            box, use = page.get_by_label("This endpoint wants a key"), page.get_by_role("button", name="use it")
+            expect(box).to_be_visible()
+            expect(page.locator("#badge")).to_have_text("the endpoint wants a key")
+            assert Axe().run(page).violations_count == 0
+            box.fill("askew_wrong")
+            use.click()
+            expect(page.get_by_role("alert")).to_contain_text("no such key")
+            expect(box).to_be_visible()
+            assert shop.asks == []
+
+            box.fill(f" {key}\u00e9 ")
+            use.click()
+            expect(box).to_be_hidden()
+            expect(page.locator("#badge")).to_have_text("shop version 3")
+            typed(page)
+            expect(page.get_by_role("alert")).to_be_hidden()
+            image = page.locator("article").first.get_by_alt_text("Photo of Mug <b>0</b>")
+            expect(image).to_have_js_property("naturalWidth", 1)
+            assert str(image.get_attribute("src")).startswith("blob:")
+            expect(page.locator("article").nth(1).locator(".photo")).to_have_text("no photo")
+
+            page.reload()
+            expect(page.locator("article")).to_have_count(24)
+            assert page.evaluate("[localStorage.length, document.cookie, location.href]")[:2] == [0, ""]
+            assert key not in page.url
+            another = page.context.new_page()
+            another.goto(url)
+            expect(another.get_by_label("This endpoint wants a key")).to_be_visible()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,7 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 from ray.util.metrics import Counter, Gauge, Histogram, Metric
 from tests.fakes import FakeSwitch, deployed, handle, release, run
 
-from askew import artifacts, segments, telemetry
+from askew import artifacts, keys, segments, telemetry
 from askew.deployments import ShardServer
 from askew.endpoint import Ask
 from askew.errors import ArtifactError, ConfigError, DataError
@@ -29,7 +30,7 @@ from askew.registry import Version
 from askew.releases import Release, find
 from askew.searching import WEIGHED
 from askew.segments import Plan
-from askew.serving import Scaling, ServingSettings
+from askew.serving import Scaling, ServingSettings, build
 from askew.shards import packed, streamed
 
 
@@ -116,6 +117,51 @@ def test_the_config_of_one_machine_has_every_setting_and_its_default() -> None:
     [application] = yaml.safe_load((CONFIGS / "search.yaml").read_text())["applications"]
     told, default = application["args"], ServingSettings(model="search").model_dump(mode="json")
     assert told == {name: value for name, value in default.items() if name not in ("tracking_uri", "cache")}
+
+
+@pytest.mark.parametrize(
+    "how", [{"writes": False}, {"writes": True, "open_writes": True}, {"writes": True, "keys": "keys.yaml"}]
+)
+def test_writes_are_guarded_or_said_to_be_open(how: dict[str, Any]) -> None:
+    assert ServingSettings(model="shop", **how).writes == how["writes"]
+
+
+def test_writes_that_nobody_guards_are_refused() -> None:
+    with pytest.raises(ValidationError, match="whoever reaches the port change the catalogue"):
+        ServingSettings(model="shop", writes=True)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "how", "told"),
+    [
+        ([], {}, "wanted a settings file; found none"),
+        (["search"], {"writes": True}, r"a key with the scope write in .*; found none; .*, or writes: false"),
+        (["write"], {"writes": True}, r"wanted a key with the scope search in .*; found none; askew keys add"),
+    ],
+)
+def test_without_the_keys_that_it_wants_nothing_is_deployed(
+    tmp_path: Path, scopes: list[str], how: dict[str, Any], told: str
+) -> None:
+    file = tmp_path / "keys.yaml"
+    if scopes:
+        keys.add(file, "shop", scopes)
+    with pytest.raises(ConfigError, match=told):
+        build(ServingSettings(model="shop", keys=file, cache=tmp_path, tracking_uri="http://127.0.0.1:1", **how))
+
+
+def test_an_ingress_wants_the_keys_of_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    with pytest.raises(ConfigError, match="found none"):
+        made(shard(*LEFT), keys=file)
+    key = keys.add(file, "shop", ["search"])
+    app = made(shard(*LEFT), keys=file).__serve_build_asgi_app__()
+
+    async def status(headers: dict[str, str]) -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as client:
+            return (await client.get("/release", headers=headers)).status_code
+
+    assert run(status({})) == 401
+    assert run(status({"authorization": f"Bearer {key}"})) == 200
 
 
 def test_the_dashboard_and_the_alerts_show_what_is_measured() -> None:

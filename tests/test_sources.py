@@ -591,6 +591,39 @@ def test_members_that_lead_out_and_odd_ones_are_set_aside(tmp_path: Path, monkey
     assert not [r for r in rows if r["item_id"] in ("..", "x", "link", "bad")]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "target"),
+    [
+        ("x.jpg", tarfile.SYMTYPE, "../secret"), ("x.jpg", tarfile.LNKTYPE, "ok.jpg"),
+        ("x.jpg", tarfile.LNKTYPE, "/etc/passwd"), ("x.jpg", tarfile.CHRTYPE, ""), ("x.jpg", tarfile.BLKTYPE, ""),
+        ("x.jpg", tarfile.FIFOTYPE, ""), ("../x.jpg", tarfile.REGTYPE, ""), ("a/../../x.jpg", tarfile.REGTYPE, ""),
+        ("/x.jpg", tarfile.REGTYPE, ""), ("..", tarfile.REGTYPE, ""), ("../up", tarfile.DIRTYPE, ""),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_nothing_of_a_tar_is_put_anywhere_or_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: bytes, target: str, form: int
+) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "shop").mkdir()
+    fine = {"ok.jpg": b"1", "ok.txt": b"mug", "ok2.jpg": b"2"}
+    members = [*((one, tarfile.REGTYPE, data) for one, data in fine.items()), (name, kind, b"")]
+    with tarfile.open(tmp_path / "shop" / "items.tar", "w", format=form) as archive:
+        for member, type_, data in members:
+            info = tarfile.TarInfo("n" if member == name and form == tarfile.PAX_FORMAT else member)
+            info.type, info.linkname, info.size = type_, target if member == name else "", len(data)
+            info.pax_headers = {"path": member}  # which counts more than the name
+            archive.addfile(info, io.BytesIO(data))
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.chdir(tmp_path / "shop")
+    rows, bad = rows_of(Table(files=("items.tar",)), tmp_path / "shop")
+    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert [(row["item_id"], row["image"]) for row in rows if row.get("image")] == [("ok", b"1"), ("ok2", b"2")]
+    assert b"secret" not in str(rows).encode()
+    wanted = [] if kind == tarfile.DIRTYPE else ["unsafe_name" if kind == tarfile.REGTYPE else "not_a_file"]
+    assert reasons(bad) == wanted
+
+
 # --- layouts -------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -57,12 +58,20 @@ def state_of(folder: Path) -> dict[str, Any]:
 def load_weights(folder: Path, towers: nn.Module, name: str = WEIGHTS) -> None:
     """Load the weights that a step goes on with. Raises ArtifactError when they are of other shapes."""
     try:
-        towers.load_state_dict(load_file(folder / name))
+        towers.load_state_dict(_tensors(folder / name))
     except RuntimeError as error:
         found = " ".join(str(error).split())[:300]
         raise ArtifactError(
             f"weights of these towers in {folder}", found, "train with the settings of then"
         ) from error
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        do = "remove the checkpoint's folder, and train again"
+        raise ArtifactError(f"tensors in {path}", str(error), do) from error
 
 
 def load_result(folder: Path, towers: nn.Module) -> None:
@@ -77,7 +86,7 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     a checkpoint knows no channels-last.
     """
     state: dict[int, dict[str, Any]] = {}
-    for name, tensor in load_file(folder / OPTIMIZER).items():
+    for name, tensor in _tensors(folder / OPTIMIZER).items():
         number, what = name.split(".")
         state.setdefault(int(number), {})[what] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": state_of(folder)["groups"]})

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from askew import __version__
+from askew import __version__, keys
 from askew.errors import AskewError, ConfigError
 from askew.ports import Ports
 
@@ -36,6 +36,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show where an error came f
 Cluster = Annotated[str, typer.Option(envvar="RAY_DASHBOARD_ADDRESS", help="of the Ray cluster's dashboard")]
 TrackingUri = Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of MLflow")]
 EndpointUrl = Annotated[str, typer.Option(envvar="ASKEW_ENDPOINT", help="of the search endpoint")]
+ApiKey = Annotated[str, typer.Option(envvar="ASKEW_API_KEY", help="a key of the endpoint, if it wants one")]
 
 
 def examples(*lines: str) -> str:
@@ -252,6 +253,9 @@ def serve(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="an argument of the application")
     ] = None,
     patience: Annotated[float, typer.Option(min=1, help="seconds in which it must be ready")] = 240,
+    endpoint: Annotated[
+        str, typer.Option(help="where it answers, if not where the config says: behind a gateway, or by TLS")
+    ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -263,7 +267,7 @@ def serve(
     with errors.status("deploy …"):
         deploying.check_port(address, values)
         deploying.deploy(address, values, patience, f"read the logs of Serve at {address}")
-        url = deploying.url(address)
+        url = endpoint.rstrip("/") or deploying.url(address)
         deploying.await_ready(url, patience)
     print(json.dumps({"endpoint": url}) if as_json else f"ready at {url}, with its page at {url}/docs")
 
@@ -281,13 +285,15 @@ def search(
     endpoint: EndpointUrl = ENDPOINT,
     k: Annotated[int, typer.Option("-k", min=1, max=100, help="how many products")] = 10,
     where: Annotated[str, typer.Option("--filter", metavar="JSON", help="conditions on fields")] = "",
+    api_key: ApiKey = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Search for products."""
     from askew.client import Client
 
-    answer = Client(endpoint).search(query, k=k, filter=_filter(where))
+    with Client(endpoint, api_key=api_key or None) as shop:
+        answer = shop.search(query, k=k, filter=_filter(where))
     if as_json:
         print(answer.model_dump_json())
         return
@@ -324,6 +330,15 @@ def _short(value: object) -> str:
 
 
 # --- looking after it ----------------------------------------------------------------------------
+
+
+app.add_typer(
+    keys.app, name="keys", rich_help_panel=LOOKS,
+    epilog=examples(
+        "askew keys add shop --scope search --rate 50 --file keys.yaml",
+        "askew keys remove shop --file keys.yaml",
+    ),
+)  # fmt: skip
 
 
 @app.command(
@@ -368,13 +383,14 @@ def status(
     address: Cluster = DASHBOARD,
     tracking_uri: TrackingUri = MLFLOW,
     endpoint: EndpointUrl = ENDPOINT,
+    api_key: ApiKey = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show cluster, jobs, model versions and the endpoint on one screen."""
     from askew import status as statuses
 
-    told = statuses.asked(address, tracking_uri, endpoint)
+    told = statuses.asked(address, tracking_uri, endpoint, api_key)
     if as_json:
         print(json.dumps(told))
     else:

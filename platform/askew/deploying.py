@@ -21,11 +21,17 @@ BUILDER = "askew.serving:build"
 APPLICATIONS = "/api/serve/applications/"
 UNDER_WAY = ("DEPLOYING", "NOT_STARTED", "DELETING")
 REASON = re.compile(r"wanted .+; found .+; .+")
+LOOK = "look at it by: askew status"
+TLS = (
+    "give the name that its certificate has as --endpoint, and who signed that as SSL_CERT_FILE; "
+    "behind HAProxy Ray Serve has no TLS (docs/security.md)"
+)
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     """Read a Serve config, and apply `dotted.key=value` changes to the arguments of askew's applications in it.
 
+    Where it names no host, the endpoint listens on loopback: Ray's own default is every address.
     Raises ConfigError naming the settings that do not fit, before anything is deployed.
     """
     values = config.read_yaml(path)
@@ -37,6 +43,7 @@ def read(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
         for change in changes:
             config.change(arguments, change)
         config.fitted(_settings(), arguments, f"{path}, or what is set beside it")
+    values["http_options"] = {"host": HOST, **(values.get("http_options") or {})}
     return values
 
 
@@ -93,7 +100,8 @@ def url(address: str) -> str:
     """The address that a cluster's Serve answers requests at, as far as it can be told from here."""
     options = applications(address).get("http_options") or {}
     host, port = options.get("host") or HOST, options.get("port", 8000)
-    return f"http://{urlsplit(address).hostname if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
+    host = urlsplit(address).hostname if host in ("0.0.0.0", "::") else host  # noqa: S104
+    return f"{'https' if options.get('ssl_certfile') else 'http'}://{host}:{port}"
 
 
 def await_ready(endpoint: str, patience_s: float = 60) -> None:
@@ -108,4 +116,4 @@ def await_ready(endpoint: str, patience_s: float = 60) -> None:
         except httpx.HTTPError as error:
             found = f"{type(error).__name__}: {error}"
         time.sleep(0.5)
-    raise StageError(f"the endpoint at {endpoint} to be ready", found, "look at it by: askew status")
+    raise StageError(f"the endpoint at {endpoint} to be ready", found, TLS if "[SSL" in found else LOOK)

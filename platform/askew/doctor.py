@@ -187,7 +187,12 @@ def endpoint(url: str) -> Check:
     answer = _get(f"{url.rstrip('/')}/readyz")
     if isinstance(answer, httpx.Response) and answer.is_success:
         live = (_json(f"{url.rstrip('/')}/release") or {}).get("model", {})
-        return Check("endpoint", "ok", wanted, f"{live.get('name')} version {live.get('version')} is live")
+        found = (
+            f"{live['name']} version {live['version']} is live"
+            if live
+            else "ready, and tells no more without a key"
+        )
+        return Check("endpoint", "ok", wanted, found)
     do = "start one (make demo, or askew serve)" if isinstance(answer, str) else "askew status tells of its parts"
     return Check("endpoint", "bad", wanted, _told(answer), do)
 

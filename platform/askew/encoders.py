@@ -73,7 +73,7 @@ class ImageSettings(Settings):
 def config_of(checkpoint: str) -> dict[str, Any]:
     """Read a checkpoint's architecture. Raises ConfigError when there is none."""
     try:
-        config: dict[str, Any] = AutoConfig.from_pretrained(checkpoint).to_dict()
+        config: dict[str, Any] = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).to_dict()
     except (OSError, ValueError) as error:
         found = str(error).splitlines()[0]
         raise ConfigError(
@@ -92,14 +92,20 @@ def built(config: dict[str, Any], side: Literal["text", "vision"]) -> PreTrained
     """Build one side of an architecture with random weights and without dropout."""
     made = AutoConfig.for_model(**config)
     kind = ALONE.get(made.model_type)
-    return half(kind(made) if kind else AutoModel.from_config(made), side)
+    return half(kind(made) if kind else AutoModel.from_config(made, trust_remote_code=False), side)
 
 
 def pretrained(checkpoint: str, side: Literal["text", "vision"]) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Read the weights of one side of a checkpoint, and its projection to the common space if it has one."""
-    config = AutoConfig.from_pretrained(checkpoint)
-    kind = ALONE.get(config.model_type, AutoModel)
-    whole = kind.from_pretrained(checkpoint, use_safetensors=True)
+    """Read the weights of one side of a checkpoint, and its projection to the common space if it has one.
+
+    Of safetensors alone, and without its code, if it has any: neither runs anything. Raises ConfigError.
+    """
+    kind = ALONE.get(config_of(checkpoint)["model_type"], AutoModel)
+    try:
+        whole = kind.from_pretrained(checkpoint, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        found = str(error).splitlines()[0]
+        raise ConfigError(f"weights in safetensors at {checkpoint}", found, "convert them") from error
     projection = getattr(whole, "text_projection" if side == "text" else "visual_projection", None)
     weight = projection.weight.detach() if isinstance(projection, nn.Linear) else None
     return dict(half(whole, side).state_dict()), weight

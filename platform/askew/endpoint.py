@@ -1,6 +1,7 @@
 """The endpoint's HTTP side: its paths. Knows nothing of Ray: what it asks is a `Searcher`."""
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -13,8 +14,9 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
-from askew import hooks, page, refusals
+from askew import admission, hooks, page, refusals
 from askew.filters import Filter
+from askew.keys import Keys
 from askew.messages import (
     MAX_ID,
     BatchRequest,
@@ -42,6 +44,7 @@ PHOTOS = {
     b"\0\0\0": "image/avif",
 }  # fmt: skip
 ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID)]
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@,-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,18 @@ class Searcher(Protocol):
         """Whether so many searches wait that another one would be refused."""
 
 
-def endpoint(searcher: Searcher, hook_secret: str = "") -> FastAPI:
-    """Make the HTTP application over a searcher; without a secret it takes no webhooks."""
-    failures: dict[int | str, dict[str, Any]] = {
-        code: {"model": Failure} for code in (400, 403, 404, 408, 413, 415, 422, 503)
-    }
+def endpoint(searcher: Searcher, hook_secret: str = "", keys: Keys | None = None) -> FastAPI:
+    """Make the HTTP application over a searcher.
+
+    Without a secret it takes no webhooks; without keys it asks nobody who he is.
+    """
+    codes = (400, 403, 404, 408, 413, 415, 422, 503) + ((401, 429) if keys else ())
+    failures: dict[int | str, dict[str, Any]] = {code: {"model": Failure} for code in codes}
     app = FastAPI(title="askew", description="Multimodal product search.", responses=failures)
     refusals.add_to(app, lambda: searcher.busy)
+    if keys:  # before what `refusals` has added: who may not ask is told that first
+        app.add_middleware(admission.Admission, keys=keys)
+        admission.describe(app)
 
     page.add_to(app)
     _searches(app, searcher)
@@ -194,6 +202,7 @@ def _searches(app: FastAPI, searcher: Searcher) -> None:
 
     async def search_batch(request: BatchRequest, http: Request) -> dict[str, Any]:
         """Find the products that fit each of several queries best."""
+        admission.owe(http.scope, len(request.searches) - 1)
         each = [answered(one, _of_text(one, http)) for one in request.searches]
         return {"answers": await asyncio.gather(*each)}
 
@@ -249,7 +258,8 @@ def _changes(app: FastAPI, searcher: Searcher) -> None:
 
 
 def _ask(wanted: Wanted, http: Request, **what: Any) -> Ask:
-    request_id = http.headers.get("x-request-id") or uuid.uuid4().hex
+    sent = http.headers.get("x-request-id", "")
+    request_id = sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex  # it goes to logs
     timeout_s = None if wanted.timeout_ms is None else wanted.timeout_ms / 1000
     what |= {"version": wanted.version or "", "timeout_s": timeout_s, "request_id": request_id}
     return Ask(k=wanted.k, where=wanted.filter, **what)

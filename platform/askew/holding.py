@@ -43,6 +43,7 @@ class Holder(Generic[H]):
 
     async def start(self) -> None:
         """Load what is served, and from now on what is told. Raises what loading it raised."""
+        telemetry.escape()
         while not self.orders:
             await self._ask()
             if not self.orders:

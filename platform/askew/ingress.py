@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from askew.endpoint import Answer, Ask
 from askew.errors import ArtifactError, DataError
 from askew.filters import Filter
 from askew.holding import Holder
+from askew.keys import Keys
 from askew.refusals import ForbiddenError, MissingError, RefusedError, UnavailableError
 from askew.releases import Release
 from askew.replicas import Replicas
@@ -36,7 +38,9 @@ class IngressSettings(SearchSettings):
 
     report_every_s: float = Field(default=0.25, gt=0)  # so often every replica hears which release is live
     write_timeout_s: float = Field(default=30.0, gt=0)  # in which a change must be on disk
-    writes: bool = False  # whether items can be upserted and deleted by whoever reaches the endpoint
+    keys: Path | None = None  # file of keys, of which a request must show one; empty: everybody may ask
+    writes: bool = False  # whether items can be upserted and deleted, by who has a key for it
+    open_writes: bool = False  # without keys: by whoever reaches the port
     exact_share: float = Field(default=0.001, ge=0, le=1)  # of searches are also made by scoring every item,
     shadow_share: float = Field(default=0.1, ge=0, le=1)  # and in the release of the alias `shadow`
     hedge_after_ms: float | None = Field(default=None, gt=0)  # ask a second replica of a shard after so long
@@ -68,6 +72,8 @@ class Ingress:
     ) -> None:
         """Take the deployments' handles, and wait until the release that is live can be searched."""
         self._settings = settings_ = IngressSettings.model_validate(settings)
+        warn = functools.partial(telemetry.warner.warn, "keys")
+        self._keys = None if settings_.keys is None else Keys(settings_.keys, warn)
         again = (GoneError, RayActorError)
         hedge = None if settings_.hedge_after_ms is None else settings_.hedge_after_ms / 1000
         self._items, self._seen = items, dict[str, Seen]()
@@ -96,7 +102,7 @@ class Ingress:
         self._holder.seen = self._told
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return endpoint.endpoint(self, os.environ.get(hooks.SECRET, ""))
+        return endpoint.endpoint(self, os.environ.get(hooks.SECRET, ""), self._keys)
 
     def _opened(self, release: Release) -> Search:
         return Search(self._settings, release, self._parts)

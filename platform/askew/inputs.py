@@ -191,10 +191,11 @@ class Tokens:
     def of_checkpoint(cls, checkpoint: str) -> "Tokens":
         """Take the tokenizer of a checkpoint of transformers. Raises ConfigError when there is none."""
         try:
-            tokenizer = getattr(AutoTokenizer.from_pretrained(checkpoint), "backend_tokenizer", None)
+            found = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+            tokenizer = getattr(found, "backend_tokenizer", None)
         except (OSError, ValueError) as error:
-            found = str(error).splitlines()[0]
-            raise ConfigError(f"a tokenizer at {checkpoint}", found, "check its path or name") from error
+            told = str(error).splitlines()[0]
+            raise ConfigError(f"a tokenizer at {checkpoint}", told, "check its path or name") from error
         if tokenizer is None:
             raise ConfigError(
                 f"a tokenizer.json at {checkpoint}", "another tokenizer", "convert it, or choose another"

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -65,7 +66,7 @@ class Model:
             settings = TowerSettings.model_validate_json((folder / SETTINGS).read_bytes())
             towers = TwoTower(settings, tokens.size)
             towers.load_state_dict(load_file(folder / WEIGHTS))
-        except (ValidationError, RuntimeError) as error:
+        except (ValidationError, RuntimeError, SafetensorError) as error:
             found = " ".join(str(error).split())[:300]
             raise ArtifactError(
                 f"a model in {folder}", found, "train it again with this version of askew"
@@ -164,7 +165,11 @@ def parity(folder: Path, device: str = "cpu") -> float:
     if not (folder / VECTORS).is_file():
         raise ArtifactError(f"vectors of canaries in {folder / VECTORS}", "none", "train or register it again")
     found = Model.load(folder, device).canaries()
-    kept = load_file(folder / VECTORS)
+    try:
+        kept = load_file(folder / VECTORS)
+    except SafetensorError as error:
+        do = "train or register it again"
+        raise ArtifactError(f"vectors of canaries in {folder / VECTORS}", str(error), do) from error
     if {n: v.shape for n, v in kept.items()} != {n: v.shape for n, v in found.items()}:
         raise ArtifactError(
             f"vectors of this version's canaries in {folder / VECTORS}", "others", "train or register it again"

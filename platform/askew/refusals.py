@@ -5,7 +5,7 @@ nothing of paths, or of what is searched.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,17 +20,20 @@ MAX_BODY_BYTES, BODY_TIMEOUT_S = 64 * 1024, 5.0
 MAX_ITEMS_BYTES, ITEMS_TIMEOUT_S = 32 << 20, 30.0
 SEARCHES = ("/search", "/search/batch", "/similar")
 CODES = {
-    400: "bad_json", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 408: "body_too_slow",
-    413: "body_too_large", 415: "wrong_content_type", 422: "invalid_field", 500: "internal", 503: "unavailable",
+    400: "bad_json", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
+    408: "body_too_slow", 413: "body_too_large", 415: "wrong_content_type", 422: "invalid_field",
+    429: "too_many_requests", 500: "internal", 503: "unavailable",
 }  # fmt: skip
 HINTS = {
     400: "send one JSON object, encoded in UTF-8",
+    401: "send the header Authorization: Bearer, and a key that counts",
     404: "see /docs for the paths",
     405: "see /docs for the methods",
     408: "send the whole body at once",
     413: f"send at most {MAX_BODY_BYTES:,} bytes, or {MAX_ITEMS_BYTES:,} of items",
     415: "set the header content-type: application/json",
     422: "see /docs for the fields and their bounds",
+    429: "try again after the seconds in the header Retry-After",
     500: "report it with the header x-request-id",
     503: "try again after the seconds in the header Retry-After",
 }
@@ -73,11 +76,13 @@ def add_to(app: FastAPI, busy: Callable[[], bool]) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
-def failed(status: int, message: str, param: str | None = None, hint: str = "") -> JSONResponse:
+def failed(
+    status: int, message: str, param: str | None = None, hint: str = "", headers: Mapping[str, str] | None = None
+) -> JSONResponse:
     """Make the answer of an error."""
     hint = hint or HINTS.get(status, "see /docs")
     problem = Problem(code=CODES.get(status, "error"), message=message, param=param, hint=hint)
-    headers = {"retry-after": "1"} if status == 503 else {}
+    headers = {"retry-after": "1"} if status == 503 else dict(headers or {})
     if status in (408, 413, 500):  # the server closes the connection after these
         headers["connection"] = "close"
     return JSONResponse(Failure(error=problem).model_dump(), status, headers)

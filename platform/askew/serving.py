@@ -13,11 +13,12 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from ray import serve
 
-from askew import artifacts, releases
+from askew import artifacts, keys, releases
 from askew.config import Settings
 from askew.deployments import Encoder, ItemsServer, ShardServer
-from askew.errors import RegistryError
+from askew.errors import ConfigError, RegistryError
 from askew.ingress import Ingress, IngressSettings
+from askew.keys import KeyFile
 from askew.registry import CHAMPION, Registry
 from askew.releases import Release
 from askew.switching import Switch, SwitchSettings, Watched
@@ -79,12 +80,24 @@ class ServingSettings(IngressSettings):
     items: Deployment = Deployment(scaling=Scaling(max_replicas=1))  # writes and explains; always one
     mark: str = ""  # Serve builds an application anew when its args differ: any other mark does it
 
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if self.writes and self.keys is None and not self.open_writes:
+            raise ValueError(
+                "writes: true lets whoever reaches the port change the catalogue; name a file of keys (keys: …), "
+                "or say that it shall be so (open_writes: true)"
+            )
+        return self
+
 
 def build(settings: ServingSettings) -> serve.Application:
     """Build the application (called by `serve deploy`).
 
-    Raises RegistryError, ArtifactError or ConfigError when there is no release, or none that fits together.
+    Raises RegistryError, ArtifactError or ConfigError when there is no release, none that fits together, or no
+    keys where they are wanted.
     """
+    if settings.keys:
+        _check(keys.read(settings.keys), settings)
     cache = settings.cache or Path(tempfile.gettempdir()) / f"askew-models-{os.getuid()}"
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     content = settings.model_dump(mode="json")
@@ -113,6 +126,15 @@ def build(settings: ServingSettings) -> serve.Application:
         settings.model_dump(include=set(IngressSettings.model_fields)), switch,
         encoder.bind(switch, every_s, gpu=settings.encoder.num_gpus > 0), items.bind(switch, every_s), *shards,
     )  # fmt: skip
+
+
+def _check(file: KeyFile, settings: ServingSettings) -> None:
+    held = {scope for key in file.keys for scope in key.scopes}
+    for scope in keys.SCOPES:
+        if scope not in held and (scope != "write" or settings.writes):
+            add = f"askew keys add … --scope {scope} --file {settings.keys}"
+            do = f"{add}, or writes: false" if scope == "write" else add
+            raise ConfigError(f"a key with the scope {scope} in {settings.keys}", "none", do)
 
 
 def first(settings: ServingSettings, cache: Path) -> Release:

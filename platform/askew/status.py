@@ -37,24 +37,30 @@ Told = dict[str, Any]
 # --- asking --------------------------------------------------------------------------------------
 
 
-def asked(address: str, tracking_uri: str, endpoint: str) -> dict[str, Told]:
-    """Ask all parts; returns for each what it told, or `wanted`, `found` and `do` where it did not answer."""
-    return asyncio.run(_asked(address, tracking_uri, endpoint))
+def asked(address: str, tracking_uri: str, endpoint: str, api_key: str = "") -> dict[str, Told]:
+    """Ask all parts; returns for each what it told, or `wanted`, `found` and `do` where it did not answer.
+
+    The key is shown to the endpoint alone.
+    """
+    return asyncio.run(_asked(address, tracking_uri, endpoint, api_key))
 
 
-async def _asked(address: str, tracking_uri: str, endpoint: str) -> dict[str, Told]:
+async def _asked(address: str, tracking_uri: str, endpoint: str, api_key: str) -> dict[str, Told]:
+    key = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    shown = {**dict.fromkeys(("cluster", "jobs", "serve"), dashboard.headers()), "models": {}, "endpoint": key}
     places = {
         "cluster": (address, _cluster), "jobs": (address, _jobs), "models": (tracking_uri, _models),
         "serve": (address, _serve), "endpoint": (endpoint, _endpoint),
     }  # fmt: skip
     async with httpx.AsyncClient(timeout=PATIENCE_S - 1) as client:
-        parts = [_part(client, name, url, ask) for name, (url, ask) in places.items()]
+        parts = [_part(client, name, url, ask, shown[name]) for name, (url, ask) in places.items()]
         return dict(zip(places, await asyncio.gather(*parts), strict=True))
 
 
-async def _part(client: httpx.AsyncClient, name: str, url: str, part: Callable[[Ask], Awaitable[Told]]) -> Told:
-    headers = dashboard.headers() if name in ("cluster", "jobs", "serve") else {}
-
+async def _part(
+    client: httpx.AsyncClient, name: str, url: str, part: Callable[[Ask], Awaitable[Told]],
+    headers: Mapping[str, str],
+) -> Told:  # fmt: skip
     async def ask(path: str) -> httpx.Response:
         return await client.get(f"{url.rstrip('/')}{path}", headers=headers)
 
@@ -144,8 +150,10 @@ async def _endpoint(ask: Ask) -> Told:
         raise health
     health.raise_for_status()
     why = _reason(ready)
-    live = release.json() if isinstance(release, httpx.Response) and release.is_success else None
-    return {"health": health.json()["status"], "ready": not why, "why_not": why, "release": live}
+    told = {"health": health.json()["status"], "ready": not why, "why_not": why, "release": None}
+    if isinstance(release, httpx.Response) and release.is_success:
+        return told | {"release": release.json()}
+    return told | {"withheld": _reason(release)}
 
 
 def _reason(answer: httpx.Response | BaseException) -> str:
@@ -243,6 +251,7 @@ def _draw_endpoint(told: Told) -> Iterator[RenderableType]:
     ready = _state("ready") if told["ready"] else Text.assemble(("not ready", "red"), f": {told['why_not']}")
     yield Text.assemble(f"lives ({told['health']}), ", ready)
     if not (live := told["release"]):
+        yield Text(f"its release is not told: {told['withheld']}; where it wants a key, give one as ASKEW_API_KEY")
         return
     before = f", before it version {live['previous']}" if live.get("previous") else ""
     yield Text(f"{live['model']['name']} version {live['model']['version']} since {live['since']}{before}")

@@ -100,6 +100,7 @@ class Switch(Wired):
         self, settings: Mapping[str, Any], watched: Sequence[Any], start: Mapping[str, Any], watches: bool
     ) -> None:
         """Take what is live at first; `watches` is false where a version is named by its number."""
+        telemetry.escape()
         torch.set_num_threads(1)  # a gate has time; what is answered beside it has none
         self._settings, self._watched = SwitchSettings.model_validate(settings), Watched(*watched)
         self._cache = Path(self._watched.cache)

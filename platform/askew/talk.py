@@ -193,11 +193,12 @@ class Talk(Generic[T]):
 
     def wait_s(self, came: Came) -> float | None:
         """Tell how many seconds to wait before the next attempt; None if there is none to be."""
-        failed = isinstance(came, LOST) or (isinstance(came, httpx.Response) and came.status_code == 503)
+        status = came.status_code if isinstance(came, httpx.Response) else 0
+        after = came.headers.get("retry-after", "") if isinstance(came, httpx.Response) else ""
+        failed = isinstance(came, LOST) or status == 503 or (status == 429 and after.isdecimal())
         if not failed or not self._call.repeated or self._tried > self._terms.retries:
             return None
         wait_s = random.uniform(0, min(LONGEST_PAUSE_S, PAUSE_S * 2**self._tried))
-        after = came.headers.get("retry-after", "") if isinstance(came, httpx.Response) else ""
         wait_s += int(after) if after.isdecimal() else 0
         late = time.monotonic() - self._started + wait_s >= min(self._own_s, self._terms.timeout_s)
         return None if late or not self._terms.budget.spend() else wait_s

@@ -4,13 +4,18 @@
 """
 
 import logging
+import re
 import time
+import traceback
 from collections import Counter as Count
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
 MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
 SIZES = [0.5, 1.5, 2.5, 5.5, 10.5, 20.5, 32.5, 64.5]  # Ray takes what is in a bucket for its middle
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what ends a line, or a terminal obeys
+ATTRIBUTES = ("request_id", "route")  # of a record: what Serve takes from a request
 
 log = logging.getLogger("ray.serve")  # Serve writes it, as text or as JSON, with the replica and the request's id
 
@@ -35,6 +40,33 @@ def add(counter: Counter, count: int, **tags: str) -> None:
     """Count so many; Ray refuses to count none."""
     if count:
         counter.inc(count, tags)
+
+
+def escaped(text: str) -> str:
+    """Write control characters as Python does, so that what a request holds ends no line of a log."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class Escaping(logging.Filter):
+    """Keeps a record to its own line; a traceback's lines are set in, so that none looks like a record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Escape what a record holds; none is dropped."""
+        record.msg, record.args = escaped(record.getMessage()), None
+        if record.exc_info and record.exc_info[0] and not record.exc_text:
+            lines = "".join(traceback.format_exception(*record.exc_info)).splitlines()
+            record.exc_text = "\n".join(f"    {escaped(line)}" for line in lines)
+        for name in ATTRIBUTES:
+            if isinstance(value := getattr(record, name, None), str):
+                setattr(record, name, escaped(value))
+        return True
+
+
+def escape() -> None:
+    """Have all that this process logs escaped: its messages, and what Serve's handlers add to them."""
+    for one in (log, *log.handlers):
+        if not any(isinstance(known, Escaping) for known in one.filters):
+            one.addFilter(Escaping())
 
 
 class Warner:

@@ -9,15 +9,21 @@ let release = null, searching = null, counting = null;
 
 class Refused extends Error {}
 
+// The key, where the endpoint wants one, stays in this tab, and goes nowhere but into the header of its requests.
+const KEY = "askew key";
+const keyed = () => (sessionStorage.getItem(KEY) ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
+
 async function ask(path, body, signal) {
   let answer;
   try {
-    const how = body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-    answer = await fetch(path, { ...how, signal });
+    const how = body && { method: "POST", body: JSON.stringify(body) };
+    const headers = { ...(body && { "content-type": "application/json" }), ...keyed() };
+    answer = await fetch(path, { ...how, headers, signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused("The endpoint does not answer. Is it up?");
   }
+  if ([401, 403].includes(answer.status)) $("keyed").hidden = false;
   const found = await answer.json().catch(() => null);
   if (answer.ok && found) return found;
   const { message, hint } = found?.error ?? { message: `The endpoint answered ${answer.status}.`, hint: "" };
@@ -156,8 +162,17 @@ function photo(hit) {
   image.alt = `Photo of ${hit.title}`;
   image.decoding = "async";
   image.addEventListener("error", () => image.replaceWith(made("span", "no photo")));
-  image.src = `items/${hit.item_id.split("/").map(encodeURIComponent).join("/")}/image`;
+  const path = `items/${hit.item_id.split("/").map(encodeURIComponent).join("/")}/image`;
+  if (sessionStorage.getItem(KEY)) fetched(image, path); else image.src = path;
   return image;
+}
+
+// An <img> sends no header: where a key is wanted, the photo is fetched with it, and shown from memory.
+async function fetched(image, path) {
+  const answer = await fetch(path, { headers: keyed() }).catch(() => null);
+  const url = answer?.ok ? URL.createObjectURL(await answer.blob()) : "data:,";
+  for (const event of ["load", "error"]) image.addEventListener(event, () => URL.revokeObjectURL(url), { once: true });
+  image.src = url;
 }
 
 // How near the query is to the product's text and to its photo, and what the photo adds to the score.
@@ -280,7 +295,7 @@ async function watch() {
     told = await ask("release");
   } catch (error) {
     $("dot").className = "dot waiting";
-    $("badge").textContent = "the endpoint does not answer";
+    $("badge").textContent = $("keyed").hidden ? "the endpoint does not answer" : "the endpoint wants a key";
     return;
   }
   const before = release?.model.version;
@@ -345,6 +360,14 @@ $("query").addEventListener("input", () => {
   pause = setTimeout(search, PAUSE_MS);
 });
 $("form").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(pause); search(); });
+$("keyed").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, $("key").value.replace(/[^!-~]/g, ""));
+  $("key").value = "";
+  $("keyed").hidden = true;
+  show($("error"), "");
+  watch().then(changed);
+});
 $("facets").addEventListener("submit", (event) => event.preventDefault());
 $("weight").addEventListener("input", () => { state.weight = Number($("weight").value); weigh(); clearTimeout(pause); pause = setTimeout(search, PAUSE_MS); });
 $("fused").addEventListener("click", () => { state.weight = null; weigh(); $("weight").focus(); search(); });
