@@ -7,7 +7,7 @@ name the indexes' new places. Knows of no endpoint: one that starts after a rest
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,30 +39,30 @@ class About(Settings):
 # --- backup --------------------------------------------------------------------------------------
 
 
-def backup(root: Path, tracking_uri: str, to: Path) -> dict[str, Any]:
-    """Copy the artifacts in `root`, and what MLflow knows of their models, into a new folder below `to`.
+def backup(root: Path, tracking_uri: str, to: Path, models: Sequence[str] = ()) -> dict[str, Any]:
+    """Copy the artifacts in `root`, and what MLflow knows of models, into a new folder below `to`.
 
-    Returns its path, counts, the bytes that were copied, and what a person should know of. Raises ArtifactError
-    when a file is damaged or the disk is full, RegistryError when MLflow does not answer: then there is no new
-    backup, and the next one goes on where this one was.
+    The models are those of these names, or all that askew registered. Returns its path, counts, the bytes that
+    were copied, and what a person should know of. Raises ArtifactError when a file is damaged or the disk is full,
+    RegistryError when MLflow does not answer: then there is no new backup, and the next goes on where it was.
     """
     root, to = root.absolute(), to.absolute()
     _refuse_inside(root, to)
     registry = Registry(tracking_uri)
     with snapshots.draft(to) as draft:
         _take_artifacts(draft, root, "model-*")  # so that MLflow need not be asked for the same files
-        models = registered.save(registry, draft)
+        known = registered.save(registry, draft, models)
         kept = _take_artifacts(draft, root)
         changes = sum(_take_changes(draft, folder) for folder in kept if live.place(folder).is_dir())
-        versions = [version for model in models.models for version in model.versions]
+        versions = [version for model in known.models for version in model.versions]
         counts = {
-            "artifacts": len(kept), "changes": changes, "models": len(models.models),
-            "versions": len(versions), "runs": len(models.runs),
+            "artifacts": len(kept), "changes": changes, "models": len(known.models),
+            "versions": len(versions), "runs": len(known.runs),
         }  # fmt: skip
         created = datetime.now(UTC).isoformat(timespec="seconds")
         told = About(format=FORMAT, askew=__version__, created=created, root=str(root), counts=counts)
         draft.write(ABOUT, told.model_dump_json(indent=1))
-    missing = _missing(versions, {folder.name for folder in kept}, set(models.runs))
+    missing = _missing(versions, {folder.name for folder in kept}, set(known.runs))
     return {"backup": str(draft.folder), **counts, "copied_bytes": draft.copied, "told": [*missing]}
 
 
@@ -139,10 +139,12 @@ def restore(from_: Path, root: Path, tracking_uri: str) -> dict[str, Any]:
     wanted = _by_folder(sums)
     root.mkdir(parents=True, exist_ok=True)
     with artifacts.alone(root / ".restore"), artifacts.room(root):
-        there = {where for where, files in wanted.items() if _is_there(root / where, files)}
+        there = {
+            where for where, files in wanted.items() if _is_there(root / where, files, folder / ARTIFACTS / where)
+        }
         registered.refuse(registry, models)
         # changes before their index: whoever finds the index finds them
-        for where in sorted(wanted.keys() - there, key=lambda name: (not name.endswith(".live"), name)):
+        for where in sorted(wanted.keys() - there, key=lambda name: (not name.endswith(live.SUFFIX), name)):
             _put(folder / ARTIFACTS / where, root / where, wanted[where])
         told = registered.load(registry, folder, models, lambda version: _moved(version, root, wanted))
     counts = about(folder).counts
@@ -180,14 +182,21 @@ def about(folder: Path) -> About:
         raise ArtifactError(f"what a backup says in {path}", found, "take another backup") from None
 
 
-def _is_there(folder: Path, files: Mapping[str, str]) -> bool:
+def _is_there(folder: Path, files: Mapping[str, str], source: Path) -> bool:
     """Whether a folder stands there as in the backup. Raises ArtifactError when there is another."""
     if not folder.exists():
         return False
-    found = {name: path for name, path in snapshots.listed(folder).items() if name != f"{live.LOG}/lock"}
-    other = sorted(found.keys() ^ files.keys()) or [
-        name for name, path in found.items() if artifacts.sha256(path) != files[name]
-    ]
+    found, other = snapshots.listed(folder), []
+    if (
+        folder.suffix == live.SUFFIX
+    ):  # its log may be cut into other files, and those of states before may be there
+        other += [] if live.same(folder, source) else ["log of changes"]
+        files = {
+            name: sum_ for name, sum_ in files.items() if name.partition("/")[0] not in (live.LOG, live.STATE)
+        }
+        found = {name: path for name, path in found.items() if name in files}
+    other += sorted(found.keys() ^ files.keys())
+    other += [name for name in found.keys() & files.keys() if artifacts.sha256(found[name]) != files[name]]
     if other:
         do = "move the folder away, or restore into another root"
         raise ArtifactError(f"{folder} as in the backup, or none", f"another {other[0]}", do)
@@ -226,9 +235,10 @@ def _backup(
     root: Annotated[Path, typer.Argument(help="the folder of the artifacts")],
     to: Annotated[Path, typer.Argument(help="the folder of backups; what did not change is linked")],
     tracking_uri: Uri = "",
+    model: Annotated[list[str] | None, typer.Option(help="a registered model, again for others; else all")] = None,
 ) -> None:
     """Take a backup while everything runs."""
-    done = backup(root, tracking_uri, to)
+    done = backup(root, tracking_uri, to, model or ())
     new = f"{done['copied_bytes']:,} bytes that the one before has not"
     _tell(done, f"{done['artifacts']} artifacts, {done['versions']} versions, {new}")
 

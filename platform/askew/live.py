@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +30,7 @@ from askew.shards import NO_ROWS, Shard
 from askew.wal import Entry, Log, Tail
 
 STATE, LOG = "state.json", "log"
-FORMAT = 1
+SUFFIX, FORMAT = ".live", 1
 CHANGES = re.compile(r"changes-\d{20}-(\d\d)(\.|$)")  # a segment's name: the last change in it, and its bucket
 UPSERT, DELETE = b"upsert", b"delete"
 MAX_DELTAS = 4  # more segments of changes in one bucket become one
@@ -52,7 +53,7 @@ class State(Settings):
 
 def place(index: Path) -> Path:
     """Name the folder of an index's changes."""
-    return index.with_name(f"{index.name}.live")
+    return index.with_name(f"{index.name}{SUFFIX}")
 
 
 def read(index: Path, release: str | None = None) -> tuple[Plan, int]:
@@ -87,6 +88,18 @@ def contents(index: Path, state: State) -> dict[str, str]:
         if name not in own:
             found |= {f"{name}/{one}": sum_ for one, sum_ in artifacts.contents(folder / name).items()}
     return found
+
+
+def same(folder: Path, other: Path) -> bool:
+    """Tell whether two folders of changes hold the same, however their logs are cut into files.
+
+    Their segments are not read. Raises ArtifactError when they are of different indexes.
+    """
+    state = State.model_validate_json((other / STATE).read_bytes())
+    if _state(folder, state.index) != state:
+        return False
+    logs = (Tail(one / LOG, state.upto).read() for one in (folder, other))
+    return all(one == another for one, another in zip_longest(*logs))
 
 
 class Live:

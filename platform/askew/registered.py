@@ -6,7 +6,7 @@ its number. What MLflow has already is never changed: the same version is left a
 before anything is made. Knows nothing of the folders that tags name.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from askew import artifacts
@@ -44,13 +44,17 @@ class Models(Settings):
 # --- out of MLflow -------------------------------------------------------------------------------
 
 
-def save(registry: Registry, snapshot: Snapshot) -> Models:
-    """Take what MLflow knows of the models that askew registered into a snapshot.
+def save(registry: Registry, snapshot: Snapshot, names: Sequence[str] = ()) -> Models:
+    """Take what MLflow knows of the models of these names, or of all that askew registered, into a snapshot.
 
-    What points at others is read before them, so that all of it is there.
+    What points at others is read before them, so that all of it is there. Raises RegistryError when there is no
+    model of a name.
     """
-    known = [Known(model=model, versions=tuple(registry.versions(model.name))) for model in registry.models()]
-    known = [one for one in known if any(MODEL_KEY in version.tags for version in one.versions)]
+    found = [model for model in registry.models() if not names or model.name in names]
+    if lacking := set(names) - {model.name for model in found}:
+        raise RegistryError(f"a model {min(lacking)!r} in {registry.uri}", "none", "name another")
+    known = [Known(model=model, versions=tuple(registry.versions(model.name))) for model in found]
+    known = [one for one in known if names or any(MODEL_KEY in version.tags for version in one.versions)]
     ids = {version.run_id: None for one in known for version in one.versions if version.run_id}
     ids |= {run: None for one in known for run in registry.runs(f"{one.name}-releases", {})}
     runs = [run_id for run_id in ids if _save_run(registry, run_id, snapshot)]
