@@ -10,7 +10,7 @@ demo_options = --home $(HOME_DIR) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop test check docs bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos chaos-release paper-table install dev
+.PHONY: help demo stop test check audit sbom docs bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos chaos-release paper-table install dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,11 +24,18 @@ stop: ## end exactly what the demo started
 test: dev ## all tests, on a real Ray cluster, MLflow server and HTTP endpoint
 	$(BIN)/python -m pytest
 
-check: dev ## style, types and import layers
+check: dev ## style, types, import layers, and what bandit knows to be unsafe
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive platform jobs bench
+
+audit: .venv/audit/installed ## known weaknesses of the pinned versions; asks PyPI, and fails where it does not answer
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
+sbom: install .venv/audit/installed ## what is installed, as a CycloneDX list in sbom.json
+	.venv/audit/bin/cyclonedx-py environment --of JSON --output-reproducible --pyproject pyproject.toml -o sbom.json $(BIN)/python
 
 docs: install ## write docs/configuration.md from the settings themselves
 	@$(BIN)/python -m askew.reference docs/configuration.md
@@ -77,4 +84,10 @@ dev: .venv/installed-dev ## and what checks and tests need
 
 .venv/installed-bench: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+# apart from what they look at
+.venv/audit/installed: .venv/installed
+	@$(PYTHON) -m venv .venv/audit
+	@.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip-audit cyclonedx-bom
 	@touch $@

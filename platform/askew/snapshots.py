@@ -152,7 +152,7 @@ def verify(folder: Path) -> dict[str, str]:
         if not path.is_file() or path.is_symlink():
             raise ArtifactError(f"the file {path}", "none", do)
         if artifacts.sha256(path) != sum_:
-            raise ArtifactError(f"{path} as {SUMS} states it", "other content", do)
+            raise ArtifactError(f"{path} as SHA256SUMS states it", "other content", do)
     if more := listed(folder).keys() - stated.keys() - {SUMS}:
         raise ArtifactError(f"no file but those of {folder / SUMS}", f"{folder / min(more)}", do)
     return stated
