@@ -182,7 +182,7 @@ def test_restored_elsewhere_it_is_the_same_release(two_mlflows: tuple[str, str],
     shutil.rmtree(made.root)
 
     again = backup.restore(tmp_path / "backups", tmp_path / "elsewhere", two_mlflows[1])
-    assert (again["told"], again["left_alone"]) == ([], 0)
+    assert (again["told"], again["put"]) == ([], 10)
     back = sums_of(tmp_path / "elsewhere")
     changed = {name for name in sums.keys() | back.keys() if sums.get(name) != back.get(name)}
     assert {name.partition(".live/")[2].partition("/")[0] for name in changed} <= {"log"}  # as one file
@@ -328,7 +328,7 @@ def test_what_differs_is_never_overwritten(
     copy = tmp_path / "root"
     shutil.copytree(made.root, copy)
     again = backup.restore(to, copy, made.uri)  # all is there, in root and MLflow
-    assert (again["left_alone"], again["told"]) == (again["artifacts"] + 1, [])
+    assert (again["put"], again["told"]) == (0, [])
     with Live(copy / made.index.name) as writer:
         upsert(writer, 50)
     with pytest.raises(ArtifactError, match=r"\.live as in the backup, or none; found another log of changes"):
@@ -375,11 +375,31 @@ def test_what_a_person_did_in_mlflow_since_stays(two_mlflows: tuple[str, str], t
     registry.describe(three, "Not so good")
     registry.tag(one, {releases.INDEX: str(made.root / "index-newer")})
     shutil.rmtree(made.root)
+    done = backup.restore(tmp_path / "backups", tmp_path / "files", "", "artifacts")
+    assert sums_of(tmp_path / "files") == sums_of(backup.located(tmp_path / "backups") / backup.ARTIFACTS)
+    assert made.index.parent == made.root
     done = backup.restore(tmp_path / "backups", tmp_path / "new", made.uri)
     assert done["told"] == [f"alias 'champion' of {made.name} is on version 4, and was on 3: left there"]
     one, three, four = registry.versions(made.name)
     assert three.description == "Not so good"
     assert [version.index.parent.name for version in (one, three, four)] == ["root", "new", "new"]
+
+
+def test_mlflow_alone_is_restored_beside_a_root_that_went_on(
+    kept: tuple[Shop, Path], two_mlflows: tuple[str, str], tmp_path: Path
+) -> None:
+    made, to = kept
+    root = tmp_path / "root"
+    shutil.copytree(made.root, root)
+    with Live(root / made.index.name) as writer:
+        last = upsert(writer, 60)
+    before = sums_of(root)
+    backup.restore(to, root, two_mlflows[1], "mlflow")
+    assert sums_of(root) == before
+    there = Shop(root, two_mlflows[1], made.name)
+    assert hits(there.index)[0] == last
+    with pytest.raises(ConfigError, match="artifacts or mlflow as the only part; found 'all'"):
+        backup.restore(to, root, two_mlflows[1], "all")
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,11 @@ def test_a_file_that_a_kill_cut_short_is_copied_again(tmp_path: Path, source: Pa
     assert (draft.folder / "a").read_text() == "a" * 1000
 
 
+def test_a_damaged_snapshot_does_not_keep_another_from_being_made(tmp_path: Path, source: Path) -> None:
+    (taken(tmp_path / "to", source, "a") / SUMS).write_text("damage")
+    snapshots.verify(taken(tmp_path / "to", source, "a"))
+
+
 def test_two_at_a_time_are_one_too_many(tmp_path: Path) -> None:
     with (
         snapshots.draft(tmp_path),

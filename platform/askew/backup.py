@@ -23,6 +23,7 @@ from askew.snapshots import Snapshot
 
 ABOUT, ARTIFACTS, FORMAT = "backup.json", "artifacts", 1
 OVERTAKEN = 20  # times that compactions may overtake the copy of one index
+Files = Mapping[str, str]  # their sha256 by their names
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -127,38 +128,47 @@ def _take_log(draft: Snapshot, folder: Path, state: live.State, under: str) -> i
 # --- restore -------------------------------------------------------------------------------------
 
 
-def restore(from_: Path, root: Path, tracking_uri: str) -> dict[str, Any]:
+def restore(from_: Path, root: Path, tracking_uri: str, only: str = "") -> dict[str, Any]:
     """Put back a backup, or the last one below a folder, into `root` and MLflow.
 
-    Everything is checked before anything is written, and what is there already is left alone: killed, it may be
-    run again. Raises ArtifactError naming a file that is damaged, and when the root has a folder of the same name
-    and other content; RegistryError when MLflow has other versions under the same numbers.
+    Or `only` "artifacts", or "mlflow". Everything is checked before anything is written, and what is there already
+    is left alone: killed, it may be run again. Raises ArtifactError naming a file that is damaged, and when the root
+    has a folder of the same name and other content; RegistryError when MLflow has other versions under the same
+    numbers.
     """
+    if only not in ("", ARTIFACTS, "mlflow"):
+        raise ConfigError(f"{ARTIFACTS} or mlflow as the only part", repr(only), "choose one, or neither")
     folder, root = located(from_), root.absolute()
-    sums, registry, models = snapshots.verify(folder), Registry(tracking_uri), registered.read(folder)
-    wanted = _by_folder(sums)
+    wanted, registry = _by_folder(snapshots.verify(folder)), None if only == ARTIFACTS else Registry(tracking_uri)
     root.mkdir(parents=True, exist_ok=True)
     with artifacts.alone(root / ".restore"), artifacts.room(root):
-        there = {
-            where for where, files in wanted.items() if _is_there(root / where, files, folder / ARTIFACTS / where)
-        }
-        registered.refuse(registry, models)
-        # changes before their index: whoever finds the index finds them
-        for where in sorted(wanted.keys() - there, key=lambda name: (not name.endswith(live.SUFFIX), name)):
-            _put(folder / ARTIFACTS / where, root / where, wanted[where])
-        told = registered.load(registry, folder, models, lambda version: _moved(version, root, wanted))
-    counts = about(folder).counts
-    return {"backup": str(folder), "root": str(root), **counts, "left_alone": len(there), "told": told}
+        put = {} if only == "mlflow" else _lacking(wanted, root, folder / ARTIFACTS)
+        if registry:
+            registered.refuse(registry, models := registered.read(folder))
+        for where, files in put.items():
+            _put(folder / ARTIFACTS / where, root / where, files)
+        told = (
+            registered.load(registry, folder, models, lambda version: _moved(version, root, wanted))
+            if registry
+            else []
+        )
+    return {"backup": str(folder), "root": str(root), **about(folder).counts, "put": len(put), "told": told}
 
 
-def _by_folder(sums: Mapping[str, str]) -> dict[str, dict[str, str]]:
+def _lacking(wanted: Mapping[str, Files], root: Path, source: Path) -> dict[str, Files]:
+    """The folders that are not in the root, changes before their index: whoever finds the index finds them."""
+    lacking = {name: of for name, of in wanted.items() if not _is_there(root / name, of, source / name)}
+    return dict(sorted(lacking.items(), key=lambda one: (not one[0].endswith(live.SUFFIX), one[0])))
+
+
+def _by_folder(sums: Files) -> dict[str, Files]:
     """The sums of artifacts and changes, by their folders and the files in them."""
     found: dict[str, dict[str, str]] = {}
     for name, sum_ in sums.items():
         if name.startswith(f"{ARTIFACTS}/"):
             _, where, inner = name.split("/", 2)
             found.setdefault(where, {})[inner] = sum_
-    return found
+    return {**found}
 
 
 def located(from_: Path) -> Path:
@@ -182,7 +192,7 @@ def about(folder: Path) -> About:
         raise ArtifactError(f"what a backup says in {path}", found, "take another backup") from None
 
 
-def _is_there(folder: Path, files: Mapping[str, str], source: Path) -> bool:
+def _is_there(folder: Path, files: Files, source: Path) -> bool:
     """Whether a folder stands there as in the backup. Raises ArtifactError when there is another."""
     if not folder.exists():
         return False
@@ -203,7 +213,7 @@ def _is_there(folder: Path, files: Mapping[str, str], source: Path) -> bool:
     return True
 
 
-def _put(source: Path, target: Path, files: Mapping[str, str]) -> None:
+def _put(source: Path, target: Path, files: Files) -> None:
     """Copy a folder under a hidden name, check it again, and give it its name."""
     hidden = Snapshot(target.with_name(f".{target.name}.restore"), links=False)
     for name, sum_ in files.items():
@@ -248,10 +258,14 @@ def _restore(
     from_: From,
     root: Annotated[Path, typer.Argument(help="where the artifacts go")],
     tracking_uri: Uri = "",
+    only: Annotated[str, typer.Option(help="artifacts or mlflow, where the other is as it should be")] = "",
 ) -> None:
     """Put a backup back; run again after a kill, it goes on."""
-    done = restore(from_, root, tracking_uri)
-    _tell(done, f"{done['artifacts']} artifacts in {done['root']}, {done['versions']} versions in MLflow")
+    done = restore(from_, root, tracking_uri, only)
+    parts = {
+        ARTIFACTS: f"{done['artifacts']} artifacts in {done['root']}", "mlflow": f"{done['versions']} versions in MLflow",
+    }  # fmt: skip
+    _tell(done, ", ".join(told for part, told in parts.items() if only in ("", part)))
 
 
 @app.command("check")

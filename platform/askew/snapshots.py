@@ -39,6 +39,8 @@ class Snapshot:
 
     def has(self, name: str, sum_: str) -> bool:
         """Tell whether a file of this sum can be had without copying it; if so, it is taken under `name`."""
+        if self._sums.get(name) == sum_:
+            return True
         target = self.folder / name
         if not (target.is_file() and artifacts.sha256(target) == sum_) and not self._linked(sum_, target):
             return False
@@ -118,7 +120,12 @@ def draft(to: Path) -> Iterator[Snapshot]:
     hidden = to / ".backup.draft"
     hidden.mkdir(mode=0o700, parents=True, exist_ok=True)
     with artifacts.room(to), artifacts.alone(hidden):
-        made = Snapshot(hidden, newest(to))
+        before = newest(to)
+        try:
+            made = Snapshot(hidden, before)
+        except ArtifactError as error:  # a new one is what helps
+            print(f"askew: warning: nothing is linked to {before}: {error}", flush=True)
+            made = Snapshot(hidden)
         yield made
         made.seal()
         made.folder = to / f"backup-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z"
