@@ -21,7 +21,7 @@ from askew.errors import ArtifactError, AskewError, ConfigError
 from askew.registry import Registry, Version
 from askew.snapshots import Snapshot
 
-ABOUT, ARTIFACTS, FORMAT = "backup.json", "artifacts", 1
+ABOUT, ARTIFACTS, MLFLOW, FORMAT = "backup.json", "artifacts", "mlflow", 1
 OVERTAKEN = 20  # times that compactions may overtake the copy of one index
 Files = Mapping[str, str]  # their sha256 by their names
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -132,26 +132,25 @@ def restore(from_: Path, root: Path, tracking_uri: str, only: str = "") -> dict[
     """Put back a backup, or the last one below a folder, into `root` and MLflow.
 
     Or `only` "artifacts", or "mlflow". Everything is checked before anything is written, and what is there already
-    is left alone: killed, it may be run again. Raises ArtifactError naming a file that is damaged, and when the root
-    has a folder of the same name and other content; RegistryError when MLflow has other versions under the same
-    numbers.
+    is left alone: killed, it may be run again. Raises ArtifactError naming a file that is damaged, and when the
+    root has a folder of the same name and other content; RegistryError when MLflow has other versions under the
+    same numbers.
     """
-    if only not in ("", ARTIFACTS, "mlflow"):
-        raise ConfigError(f"{ARTIFACTS} or mlflow as the only part", repr(only), "choose one, or neither")
+    if only not in ("", ARTIFACTS, MLFLOW):
+        raise ConfigError(f"{ARTIFACTS} or {MLFLOW} as the only part", repr(only), "choose one, or neither")
     folder, root = located(from_), root.absolute()
-    wanted, registry = _by_folder(snapshots.verify(folder)), None if only == ARTIFACTS else Registry(tracking_uri)
+    wanted, models = _by_folder(snapshots.verify(folder)), registered.read(folder)
+    registry = None if only == ARTIFACTS else Registry(tracking_uri)
     root.mkdir(parents=True, exist_ok=True)
+    told: list[str] = []
     with artifacts.alone(root / ".restore"), artifacts.room(root):
-        put = {} if only == "mlflow" else _lacking(wanted, root, folder / ARTIFACTS)
+        put = {} if only == MLFLOW else _lacking(wanted, root, folder / ARTIFACTS)
         if registry:
-            registered.refuse(registry, models := registered.read(folder))
+            registered.refuse(registry, models)
         for where, files in put.items():
             _put(folder / ARTIFACTS / where, root / where, files)
-        told = (
-            registered.load(registry, folder, models, lambda version: _moved(version, root, wanted))
-            if registry
-            else []
-        )
+        if registry:
+            told = registered.load(registry, folder, models, lambda version: _moved(version, root, wanted))
     return {"backup": str(folder), "root": str(root), **about(folder).counts, "put": len(put), "told": told}
 
 
@@ -262,9 +261,8 @@ def _restore(
 ) -> None:
     """Put a backup back; run again after a kill, it goes on."""
     done = restore(from_, root, tracking_uri, only)
-    parts = {
-        ARTIFACTS: f"{done['artifacts']} artifacts in {done['root']}", "mlflow": f"{done['versions']} versions in MLflow",
-    }  # fmt: skip
+    rows, versions = f"{done['artifacts']} artifacts in {done['root']}", f"{done['versions']} versions in MLflow"
+    parts = {ARTIFACTS: rows, MLFLOW: versions}
     _tell(done, ", ".join(told for part, told in parts.items() if only in ("", part)))
 
 
