@@ -144,7 +144,7 @@ def restore(from_: Path, root: Path, tracking_uri: str, only: str = "") -> dict[
     root.mkdir(parents=True, exist_ok=True)
     told: list[str] = []
     with artifacts.alone(root / ".restore"), artifacts.room(root):
-        put = {} if only == MLFLOW else _lacking(wanted, root, folder / ARTIFACTS)
+        put: dict[str, Files] = {} if only == MLFLOW else _lacking(wanted, root, folder / ARTIFACTS)
         if registry:
             registered.refuse(registry, models)
         for where, files in put.items():
