@@ -1,6 +1,7 @@
 # Each target installs what it needs into .venv first. `make` alone lists them.
 PYTHON ?= python3
 HOME_DIR ?= demo
+SBOM ?= sbom.json
 BIN := .venv/bin
 
 # What `make demo` may be given: DATA=folder TRAIN='stages.joint.steps=3000 …' HOME_DIR=folder HTTP_PORT=… and the other ports
@@ -24,18 +25,19 @@ stop: ## end exactly what the demo started
 test: dev ## all tests, on a real Ray cluster, MLflow server and HTTP endpoint
 	$(BIN)/python -m pytest
 
-check: dev ## style, types, import layers, and what bandit knows to be unsafe
+check: dev ## style, types, import layers, what bandit knows to be unsafe, and known weaknesses if OSV can be asked
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive platform jobs bench
+	$(BIN)/python .ci/audit.py constraints.txt
 
-audit: .venv/audit/installed ## known weaknesses of the pinned versions; asks PyPI, and fails where it does not answer
-	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+audit: dev ## known weaknesses of the pinned versions; fails also where OSV cannot be asked
+	$(BIN)/python .ci/audit.py constraints.txt --strict
 
-sbom: install .venv/audit/installed ## what is installed, as a CycloneDX list in sbom.json
-	.venv/audit/bin/cyclonedx-py environment --of JSON --output-reproducible --pyproject pyproject.toml -o sbom.json $(BIN)/python
+sbom: dev ## what is installed, as a CycloneDX list; SBOM=sbom.json
+	$(BIN)/cyclonedx-py environment --of JSON --output-reproducible --pyproject pyproject.toml -o $(SBOM) $(BIN)/python
 
 docs: install ## write docs/configuration.md from the settings themselves
 	@$(BIN)/python -m askew.reference docs/configuration.md
@@ -84,10 +86,4 @@ dev: .venv/installed-dev ## and what checks and tests need
 
 .venv/installed-bench: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@touch $@
-
-# apart from what they look at
-.venv/audit/installed: .venv/installed
-	@$(PYTHON) -m venv .venv/audit
-	@.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip-audit cyclonedx-bom
 	@touch $@

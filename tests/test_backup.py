@@ -23,8 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tests.conftest import mlflow_server
+from typer.testing import CliRunner
 
 from askew import artifacts, backup, live, releases, segments, snapshots
+from askew.cli import app
 from askew.errors import ArtifactError, ConfigError, RegistryError
 from askew.inputs import Tokens
 from askew.live import Follower, Live
@@ -171,15 +174,33 @@ def sums_of(folder: Path) -> dict[str, str]:
 # --- the same again ------------------------------------------------------------------------------
 
 
-def test_restored_elsewhere_it_is_the_same_release(two_mlflows: tuple[str, str], tmp_path: Path) -> None:
-    (tmp_path / "root").mkdir()
-    made = shop(tmp_path / "root", two_mlflows[0])
-    before, release, found = told(made.uri, made.name), made.index.name, hits(made.index)
-    sums = sums_of(made.root)
-    done = backup.backup(made.root, made.uri, tmp_path / "backups")
+def answers(there: Shop, cache: Path) -> tuple[str, list[Any], list[Any]]:
+    """What words find in the release that the alias is on, all of it read from MLflow and the root."""
+    champion = there.registry.resolve(there.name, "champion")
+    folder = there.registry.download(champion, cache)
+    release = releases.find(champion, 2, folder)
+    vectors = Model.load(folder).queries(["red mug", "blue cap", "a red cap"])
+    shard = Follower(Path(release.index)).shard
+    found = shard.search(vectors, 9)
+    ids = shard.item_ids.take(pa.array(found.rows.ravel())).to_pylist()
+    return champion.version, ids, found.scores.tolist()
+
+
+def test_the_original_destroyed_search_answers_the_same_after_a_restore(
+    two_mlflows: tuple[str, str], tmp_path: Path
+) -> None:
+    """MLflow killed and its store deleted, the root deleted; another MLflow, another root."""
+    for name in ("root", "mlflow"):
+        (tmp_path / name).mkdir()
+    with mlflow_server(tmp_path / "mlflow") as uri:
+        made = shop(tmp_path / "root", uri)
+        before, release, found, sums = told(uri, made.name), made.index.name, hits(made.index), sums_of(made.root)
+        answered = answers(made, tmp_path / "cache")
+        done = backup.backup(made.root, uri, tmp_path / "backups")
     counts = {"artifacts": 9, "changes": 13, "versions": 3, "told": []}
     assert {key: done[key] for key in counts} == counts
-    shutil.rmtree(made.root)
+    for name in ("root", "mlflow", "cache"):
+        shutil.rmtree(tmp_path / name)
 
     again = backup.restore(tmp_path / "backups", tmp_path / "elsewhere", two_mlflows[1])
     assert (again["told"], again["put"]) == ([], 10)
@@ -188,14 +209,12 @@ def test_restored_elsewhere_it_is_the_same_release(two_mlflows: tuple[str, str],
     assert {name.partition(".live/")[2].partition("/")[0] for name in changed} <= {"log"}  # as one file
     assert told(two_mlflows[1], made.name) == before
     there = Shop(tmp_path / "elsewhere", two_mlflows[1], made.name)
-    champion = there.registry.resolve(made.name, "champion")
-    assert (champion.version, champion.index) == ("3", tmp_path / "elsewhere" / release)
-    model = there.registry.download(champion, tmp_path / "cache")
-    assert releases.find(champion, 2, model).index == str(champion.index)
-    assert hits(champion.index) == found
-    with Live(champion.index) as writer:
+    assert answers(there, tmp_path / "another-cache") == answered
+    assert there.index == tmp_path / "elsewhere" / release
+    assert hits(there.index) == found
+    with Live(there.index) as writer:
         assert upsert(writer, 99) == 14
-    assert hits(champion.index)[0] == 14
+    assert hits(there.index)[0] == 14
 
 
 def test_all_that_was_acknowledged_before_is_there_whoever_writes(
@@ -327,8 +346,12 @@ def test_what_differs_is_never_overwritten(
     made, to = kept
     copy = tmp_path / "root"
     shutil.copytree(made.root, copy)
+    before = told(made.uri, made.name), made.index
     again = backup.restore(to, copy, made.uri)  # all is there, in root and MLflow
-    assert (again["put"], again["told"]) == (0, [])
+    assert again["put"] == 0
+    lefts = [f"the index of {made.name} version {number} is still at " for number in (1, 3, 4)]
+    assert [line[: len(left)] for line, left in zip(again["told"], lefts, strict=True)] == lefts
+    assert (told(made.uri, made.name), made.index) == before  # what may be served is not moved away
     with Live(copy / made.index.name) as writer:
         upsert(writer, 50)
     with pytest.raises(ArtifactError, match=r"\.live as in the backup, or none; found another log of changes"):
@@ -579,30 +602,26 @@ def test_a_full_disk_leaves_nothing_half_and_with_room_it_goes_on(
 # --- the command ---------------------------------------------------------------------------------
 
 
-def test_each_is_one_command(
-    kept: tuple[Shop, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_is_one_command(kept: tuple[Shop, Path], tmp_path: Path) -> None:
     made, to = kept[0], tmp_path / "backups"
     uri = ("--tracking-uri", made.uri)
 
-    def run(*words: str | Path) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["askew.backup", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            backup.main()
-        return (ended.value.code, *capsys.readouterr())
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        done = CliRunner().invoke(app, [*map(str, words)])
+        return done.exit_code, done.stdout, done.stderr
 
-    command = [sys.executable, "-m", "askew.backup", "backup", made.root, to, *uri, "--model", made.name]
+    command = [sys.executable, "-m", "askew.cli", "backup", made.root, to, *uri, "--model", made.name]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"{backup.located(to)}: 9 artifacts, 3 versions, ")
-    checked = run("check", to)
-    assert checked == (0, f"{backup.located(to)}: whole: {len(snapshots.sums(backup.located(to)))} files\n", "")
-    told = f"{backup.located(to)}: 9 artifacts in {tmp_path}/root, 3 versions in MLflow\n"
-    assert run("restore", to, tmp_path / "root", *uri) == (0, told, "")
+    where = backup.located(to)
+    assert done.stdout.startswith(f"{where}: 9 artifacts, 3 versions, ")
+    assert run("verify", to) == (0, f"{where}: whole: {len(snapshots.sums(where))} files\n", "")
+    code, out, warned = run("restore", to, tmp_path / "root", *uri)
+    assert (code, out) == (0, f"{where}: 9 artifacts in {tmp_path}/root, 3 versions in MLflow\n")
+    assert warned.count("askew: warning: the index of ") == 3
+    code, out, _ = run("restore", to, tmp_path / "other", "--only", "artifacts", "--json")
+    assert (code, json.loads(out)["put"]) == (0, 10)
     code, _, error = run("backup", made.root, to, *uri, "--model", "nobody")
     assert (code, error.count("\n")) == (2, 1)
     assert error.startswith(f"askew: error: wanted a model 'nobody' in {made.uri}; found none; ")
-    monkeypatch.setattr(sys, "argv", ["askew.backup", "--debug", "check", str(tmp_path / "root")])
-    with pytest.raises(ArtifactError):
-        backup.main()

@@ -45,7 +45,7 @@ def test_what_the_first_has_need_not_be_read(tmp_path: Path, source: Path) -> No
         assert draft.has("again", sum_)
         assert not draft.has("b", artifacts.sha256(source / "b"))
         draft.take("gone", tmp_path / "nowhere", sum_)
-    assert draft.copied == 0
+        assert draft.copied == 0
     assert {name: sum_ for name in ("again", "gone")} == snapshots.verify(draft.folder)
 
 
@@ -116,7 +116,22 @@ def test_other_content_and_no_file_are_refused(tmp_path: Path, source: Path) -> 
             snapshot.take(name, source / "a")
 
 
-@pytest.mark.parametrize("text", ["", "x", "0" * 64 + "  a", f"{'0' * 64} a\n", f"{'0' * 64}  a\n" * 2, "\xff\n"])
+NAMED = ("../a", "/a", "a/../b", "a/..", "..", ".", "a//b", "./a", "a/", "a/./b")
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", ".a/..b/c...", "a b/…", "a/.b", "..."])
+def test_a_name_in_the_folder_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / SUMS).write_text(f"{'0' * 64}  {name}\n", encoding="utf-8")
+    assert snapshots.sums(tmp_path) == {name: "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "x", "0" * 64 + "  a", f"{'0' * 64} a\n", f"{'0' * 64}  a\n" * 2, "\xff\n",
+        *(f"{'0' * 64}  {name}\n" for name in NAMED),
+    ],
+)  # fmt: skip
 def test_sums_that_are_damaged_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / SUMS).write_text(text, encoding="latin-1")
     if text:

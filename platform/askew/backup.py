@@ -5,26 +5,24 @@ Of an index that is being written it has all that was acknowledged when it was c
 name the indexes' new places. Knows of no endpoint: one that starts after a restore follows the alias.
 """
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from pydantic import ValidationError
 
 from askew import __version__, artifacts, live, registered, releases, snapshots, wal
 from askew.config import Settings
-from askew.errors import ArtifactError, AskewError, ConfigError
+from askew.errors import ArtifactError, ConfigError
 from askew.registry import Registry, Version
 from askew.snapshots import Snapshot
 
 ABOUT, ARTIFACTS, MLFLOW, FORMAT = "backup.json", "artifacts", "mlflow", 1
 OVERTAKEN = 20  # times that compactions may overtake the copy of one index
 Files = Mapping[str, str]  # their sha256 by their names
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 class About(Settings):
@@ -150,8 +148,15 @@ def restore(from_: Path, root: Path, tracking_uri: str, only: str = "") -> dict[
         for where, files in put.items():
             _put(folder / ARTIFACTS / where, root / where, files)
         if registry:
-            told = registered.load(registry, folder, models, lambda version: _moved(version, root, wanted))
+            where_to = partial(_moved, root=root, there=wanted, told=told)
+            told += registered.load(registry, folder, models, where_to)
     return {"backup": str(folder), "root": str(root), **about(folder).counts, "put": len(put), "told": told}
+
+
+def verify(from_: Path) -> dict[str, Any]:
+    """Read a backup, or the last one below a folder, against its sums. Raises ArtifactError naming the file."""
+    folder = located(from_)
+    return {"backup": str(folder), "files": len(snapshots.verify(folder)), "told": []}
 
 
 def _lacking(wanted: Mapping[str, Files], root: Path, source: Path) -> dict[str, Files]:
@@ -196,9 +201,7 @@ def _is_there(folder: Path, files: Files, source: Path) -> bool:
     if not folder.exists():
         return False
     found, other = snapshots.listed(folder), []
-    if (
-        folder.suffix == live.SUFFIX
-    ):  # its log may be cut into other files, and those of states before may be there
+    if folder.suffix == live.SUFFIX:  # its log may be cut into other files, and a former state's may be there
         other += [] if live.same(folder, source) else ["log of changes"]
         files = {
             name: sum_ for name, sum_ in files.items() if name.partition("/")[0] not in (live.LOG, live.STATE)
@@ -222,73 +225,18 @@ def _put(source: Path, target: Path, files: Files) -> None:
     artifacts.sync(target.parent)
 
 
-def _moved(version: Version, root: Path, there: Mapping[str, object]) -> dict[str, str]:
-    """The tags of a version that name a folder: in the new root now, if the backup has it."""
-    name = Path(version.tags.get(releases.INDEX, "")).name
-    return {releases.INDEX: str(root / name)} if name in there else {}
+def _moved(
+    version: Version, old: Version | None, root: Path, there: Mapping[str, object], told: list[str]
+) -> dict[str, str]:
+    """The tags of a version that name a folder: in the new root now, if the backup has it.
 
-
-# --- the command line ----------------------------------------------------------------------------
-
-From = Annotated[Path, typer.Argument(metavar="FROM", help="a backup, or the folder of backups: then the last")]
-Uri = Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of MLflow")]
-
-
-@app.callback()
-def _main(debug: Annotated[bool, typer.Option(help="show where an error came from")] = False) -> None:
-    """Back up artifacts and what MLflow knows of the models, and restore them."""
-
-
-@app.command("backup")
-def _backup(
-    root: Annotated[Path, typer.Argument(help="the folder of the artifacts")],
-    to: Annotated[Path, typer.Argument(help="the folder of backups; what did not change is linked")],
-    tracking_uri: Uri = "",
-    model: Annotated[list[str] | None, typer.Option(help="a registered model, again for others; else all")] = None,
-) -> None:
-    """Take a backup while everything runs."""
-    done = backup(root, tracking_uri, to, model or ())
-    new = f"{done['copied_bytes']:,} bytes that the one before has not"
-    _tell(done, f"{done['artifacts']} artifacts, {done['versions']} versions, {new}")
-
-
-@app.command("restore")
-def _restore(
-    from_: From,
-    root: Annotated[Path, typer.Argument(help="where the artifacts go")],
-    tracking_uri: Uri = "",
-    only: Annotated[str, typer.Option(help="artifacts or mlflow, where the other is as it should be")] = "",
-) -> None:
-    """Put a backup back; run again after a kill, it goes on."""
-    done = restore(from_, root, tracking_uri, only)
-    rows, versions = f"{done['artifacts']} artifacts in {done['root']}", f"{done['versions']} versions in MLflow"
-    parts = {ARTIFACTS: rows, MLFLOW: versions}
-    _tell(done, ", ".join(told for part, told in parts.items() if only in ("", part)))
-
-
-@app.command("check")
-def _check(from_: From) -> None:
-    """Read all of a backup against its checksums."""
-    folder = located(from_)
-    _tell({"backup": folder, "told": []}, f"whole: {len(snapshots.verify(folder))} files")
-
-
-def _tell(done: Mapping[str, Any], what: str) -> None:
-    for line in done["told"]:
-        print(f"askew: warning: {line}", file=sys.stderr)
-    print(f"{done['backup']}: {what}")
-
-
-def main() -> None:
-    """Run the command; what goes wrong is a line, and with `--debug` a traceback."""
-    try:
-        app()
-    except AskewError as error:
-        if "--debug" in sys.argv:
-            raise
-        print(f"askew: error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
+    A version that MLflow has already, and whose index is where it was, may be served from there: it stays, and
+    that is told.
+    """
+    place = Path(version.tags.get(releases.INDEX, ""))
+    if place.name not in there or place == root / place.name:
+        return {}
+    if old and old.tags.get(releases.INDEX) == str(place) and place.is_dir():
+        told.append(f"the index of {version.name} version {version.version} is still at {place}: left there")
+        return {}
+    return {releases.INDEX: str(root / place.name)}

@@ -18,7 +18,7 @@ from askew.snapshots import Snapshot
 MODELS, RUNS, RUN = "mlflow/models.json", "mlflow/runs", "run.json"
 RESTORING, RESTORED = "askew.restoring", "askew.restored_from"  # a run's tags: the id that it had
 PLACEHOLDER = "askew.placeholder"  # a version's tag: it only takes up a number
-Moved = Callable[[Version], Mapping[str, str]]
+Moved = Callable[[Version, Version | None], Mapping[str, str]]  # a version, and what MLflow has of it already
 EMPTY = "restore into an MLflow that has no such model"
 
 
@@ -152,9 +152,10 @@ def _load_versions(registry: Registry, known: Known, runs: Mapping[str, str], mo
     last = max(map(int, there), default=0)
     for version in known.versions:
         if (old := there.get(version.version)) is not None:
-            registry.tag(old, {k: v for k, v in moved(version).items() if old.tags.get(k) == version.tags[k] != v})
+            tags = moved(version, old)
+            registry.tag(old, {k: v for k, v in tags.items() if old.tags.get(k) == version.tags[k] != v})
             continue
-        made = _remade(version, runs, moved(version))
+        made = _remade(version, runs, moved(version, None))
         for number in range(last + 1, int(version.version)):
             _make(registry, made.model_copy(update={"version": str(number), "tags": {PLACEHOLDER: "1"}}))
             taken.append(str(number))

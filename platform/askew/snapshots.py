@@ -19,6 +19,7 @@ from askew.errors import ArtifactError
 
 SUMS, WORK = "SHA256SUMS", ".work"
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+OUTSIDE = r"(^|/)\.{0,2}(/|$)"  # of a name that leads out of its folder, or has other spellings
 CHUNK = 1 << 20
 
 
@@ -146,7 +147,8 @@ def sums(folder: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"a backup's checksums in {path}", str(error), "take another backup") from None
     found = [LINE.fullmatch(line) for line in lines[:-1]]
-    if lines[-1] or not all(found) or len({one[2] for one in found if one}) < len(found):
+    names = [one[2] for one in found if one]
+    if lines[-1] or len(set(names)) < len(found) or any(re.search(OUTSIDE, name) for name in names):
         raise ArtifactError(f"a line for each file in {path}", "damage", "take another backup")
     return {one[2]: one[1] for one in found if one}
 
