@@ -84,8 +84,13 @@ def test_a_file_that_a_kill_cut_short_is_copied_again(tmp_path: Path, source: Pa
 
 
 def test_a_damaged_snapshot_does_not_keep_another_from_being_made(tmp_path: Path, source: Path) -> None:
-    (taken(tmp_path / "to", source, "a") / SUMS).write_text("damage")
-    snapshots.verify(taken(tmp_path / "to", source, "a"))
+    damaged = taken(tmp_path / "to", source, "a")
+    (damaged / SUMS).write_text("damage")
+    with snapshots.draft(tmp_path / "to") as draft:
+        draft.take("in/a", source / "a")
+    [line] = draft.told
+    assert line.startswith(f"nothing is linked to {damaged}: wanted a line for each file in ")
+    assert set(snapshots.verify(draft.folder)) == {"in/a"}
 
 
 def test_two_at_a_time_are_one_too_many(tmp_path: Path) -> None:

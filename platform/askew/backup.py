@@ -62,7 +62,7 @@ def backup(root: Path, tracking_uri: str, to: Path, models: Sequence[str] = ()) 
         told = About(format=FORMAT, askew=__version__, created=created, root=str(root), counts=counts)
         draft.write(ABOUT, told.model_dump_json(indent=1))
     missing = _missing(versions, {folder.name for folder in kept}, set(known.runs))
-    return {"backup": str(draft.folder), **counts, "copied_bytes": draft.copied, "told": [*missing]}
+    return {"backup": str(draft.folder), **counts, "copied_bytes": draft.copied, "told": [*draft.told, *missing]}
 
 
 def _take_artifacts(draft: Snapshot, root: Path, names: str = "[!.]*") -> list[Path]:

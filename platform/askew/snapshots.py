@@ -32,6 +32,7 @@ class Snapshot:
         self._sums: dict[str, str] = {}
         self._there = {sum_: before / name for name, sum_ in sums(before).items()} if before else {}
         self.copied = 0  # bytes
+        self.told: list[str] = []  # what a person should know of
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
 
@@ -125,8 +126,8 @@ def draft(to: Path) -> Iterator[Snapshot]:
         try:
             made = Snapshot(hidden, before)
         except ArtifactError as error:  # a new one is what helps
-            print(f"askew: warning: nothing is linked to {before}: {error}", flush=True)
             made = Snapshot(hidden)
+            made.told.append(f"nothing is linked to {before}: {error}")
         yield made
         made.seal()
         made.folder = to / f"backup-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z"
