@@ -1,6 +1,7 @@
 # Each target installs what it needs into .venv first. `make` alone lists them.
 PYTHON ?= python3
 HOME_DIR ?= demo
+SBOM ?= sbom.json
 BIN := .venv/bin
 
 # What `make demo` may be given: DATA=folder TRAIN='stages.joint.steps=3000 …' HOME_DIR=folder HTTP_PORT=… and the other ports
@@ -10,7 +11,7 @@ demo_options = --home $(HOME_DIR) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop test check docs bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos chaos-release paper-table install dev
+.PHONY: help demo stop test check audit sbom docs bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos chaos-release paper-table install dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,11 +25,19 @@ stop: ## end exactly what the demo started
 test: dev ## all tests, on a real Ray cluster, MLflow server and HTTP endpoint
 	$(BIN)/python -m pytest
 
-check: dev ## style, types and import layers
+check: dev ## style, types, import layers, what bandit knows to be unsafe, and known weaknesses if OSV can be asked
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive platform jobs bench
+	$(BIN)/python .ci/audit.py constraints.txt
+
+audit: dev ## known weaknesses of the pinned versions; fails also where OSV cannot be asked
+	$(BIN)/python .ci/audit.py constraints.txt --strict
+
+sbom: dev ## what is installed, as a CycloneDX list; SBOM=sbom.json
+	$(BIN)/cyclonedx-py environment --of JSON --output-reproducible --pyproject pyproject.toml -o $(SBOM) $(BIN)/python
 
 docs: install ## write docs/configuration.md from the settings themselves
 	@$(BIN)/python -m askew.reference docs/configuration.md

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ |= {
@@ -57,7 +58,23 @@ def triplets_folder(cluster: None, drawn_folder: Path, tmp_path_factory: pytest.
 @pytest.fixture(scope="session")
 def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an MLflow server of this test run alone, ended with it."""
-    folder = tmp_path_factory.mktemp("mlflow")
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def two_mlflows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The addresses of two MLflow servers of this module alone, which know nothing."""
+    with (
+        mlflow_server(tmp_path_factory.mktemp("mlflow")) as one,
+        mlflow_server(tmp_path_factory.mktemp("mlflow")) as other,
+    ):
+        yield one, other
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """An MLflow server whose store and files are in this folder."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]

@@ -19,7 +19,7 @@ from askew.keys import Keys, add
 ROOT = Path(__file__).parent.parent
 RUN = CliRunner()
 NOBODY = "http://127.0.0.1:9"
-COMMANDS = (*stages.STAGES, "serve", "search", "doctor", "status", "keys", "bench")
+COMMANDS = (*stages.STAGES, "serve", "search", "doctor", "status", "keys", "backup", "restore", "verify", "bench")
 
 
 def says(*arguments: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from askew import artifacts, live, segments
+from askew import artifacts, live, segments, wal
 from askew.ann import Design, Effort, Index
 from askew.errors import ArtifactError
 from askew.live import Follower, Live
@@ -227,6 +228,34 @@ def test_changes_to_another_index_are_refused(tmp_path: Path) -> None:
     for what in (Live, Follower):
         with pytest.raises(ArtifactError, match="changes to index"):
             what(other)
+
+
+def test_a_state_names_all_that_a_copy_needs_and_copies_are_told_apart(index: Path, tmp_path: Path) -> None:
+    with Live(index) as writer:
+        for seed in range(30):
+            writer.upsert(*batch([f"i{seed}"], [seed + 100]))
+            if seed in (10, 20, 25):
+                writer.compact()
+        state = live.state(index)
+        copy, changes = tmp_path / "copy", live.place(index)
+        for name, sum_ in live.contents(index, state).items():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(changes / name, copy / name)
+            assert artifacts.sha256(copy / name) == sum_
+        (copy / live.STATE).write_text(state.model_dump_json())
+        assert wal.copy(changes / live.LOG, state.upto, copy / live.LOG) == 30
+        assert live.same(changes, copy)
+        assert live.same(copy, changes)
+        writer.delete(["i1"])
+        assert not live.same(changes, copy)
+        there, back = Follower(index), tmp_path / "back" / index.name
+        shutil.copytree(index, back)
+        copy.rename(live.place(back))
+        shard = Follower(back)
+        shard.shard.delete(["i1"])
+        assert answered([shard], vector(7), 40) == answered([there], vector(7), 40)
+        writer.compact()
+        assert not live.same(changes, live.place(back))
 
 
 def test_damage_to_what_a_compaction_wrote_is_refused(index: Path) -> None:

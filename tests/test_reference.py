@@ -14,8 +14,9 @@ from askew.config import Settings
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
 INTERNAL = {  # settings that no person writes: what stages hand on, and what files on disk hold
-    "CleanSettings", "PairSettings", "LayoutSettings", "Design", "Effort", "File", "Kept", "Key", "KeyFile",
-    "Manifest", "Ports", "Release", "Stack", "State", "Verdict", "Version",
+    "About", "CleanSettings", "PairSettings", "LayoutSettings", "Design", "Effort", "File", "Kept", "Key",
+    "KeyFile", "Known", "Manifest", "Models", "Ports", "RegisteredModel", "Release", "Run", "Stack", "State",
+    "Verdict", "Version",
 }  # fmt: skip
 
 

@@ -113,6 +113,11 @@ def test_every_flipped_byte_before_the_last_change_is_refused_by_the_writer(tmp_
     whole, first = path.read_bytes(), wal.HEAD.size + 5
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        if at % (wal.HEAD.size + 5) == 3:  # the mark of another format: what it says is not known
+            for reads in (contents, Log):
+                with pytest.raises(ArtifactError, match="found format M"):
+                    reads(tmp_path)
+            continue
         assert contents(tmp_path) == ([] if at < first else [b"first"])
         if at < first:
             with pytest.raises(ArtifactError, match="damage at byte 0"):
@@ -133,6 +138,39 @@ def test_damage_in_a_file_that_others_follow_is_refused(tmp_path: Path) -> None:
     second.rename(second.with_name(f"{3:020d}.wal"))
     with pytest.raises(ArtifactError, match=r"change 3 in .*found 2"):
         Log(tmp_path)
+
+
+def test_a_copy_is_a_log_of_its_own_with_what_came_after_a_change(tmp_path: Path) -> None:
+    with Log(tmp_path / "log") as log:
+        for number in range(1, 8):
+            log.append(b"%d" % number)
+            if number in (2, 5):
+                log.turn()
+        assert wal.copy(tmp_path / "log", 4, tmp_path / "copy") == 7
+        assert wal.copy(tmp_path / "log", 7, tmp_path / "none") == 7
+    assert contents(tmp_path / "copy", 4) == [b"5", b"6", b"7"]
+    for name, contains in (("copy", [b"5", b"6", b"7", b"8"]), ("none", [b"8"])):
+        with Log(tmp_path / name) as log:
+            assert log.append(b"8") == 8
+        assert contents(tmp_path / name, 8 - len(contains)) == contains
+
+
+def test_a_copy_of_a_damaged_log_is_refused_and_of_one_that_is_being_written_is_not(tmp_path: Path) -> None:
+    path = filled(tmp_path / "log", b"first", b"second", b"third")
+    whole, size = path.read_bytes(), wal.HEAD.size
+    for at in (size, size + 5 + size):  # in the content of the first, of the second
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ArtifactError, match="damage at byte"):
+            wal.copy(tmp_path / "log", 0, tmp_path / f"copy-{at}")
+    path.write_bytes(whole[:-2])  # the third is not on the disk yet
+    assert wal.copy(tmp_path / "log", 0, tmp_path / "copy") == 2
+    os.truncate(path, size + 2)
+    path.with_name(f"{4:020d}.wal").touch()
+    with pytest.raises(ArtifactError, match=r"change 1 in .*; found none before 4; restore it from a copy"):
+        wal.copy(tmp_path / "log", 0, tmp_path / "gap")
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"change 1 in .*found none before 4; read the newer state"):
+        wal.copy(tmp_path / "log", 0, tmp_path / "late")
 
 
 def test_a_full_disk_fails_the_change_alone(tmp_path: Path, log: Log) -> None:

@@ -88,7 +88,7 @@ def draft(
     work.folder.mkdir(mode=0o700, exist_ok=resume)
     done = False
     try:
-        with room(work.folder), _alone(work.folder) if resume else nullcontext():
+        with room(work.folder), alone(work.folder) if resume else nullcontext():
             yield work
             shutil.rmtree(work.folder / WORK, ignore_errors=True)
             manifest = Manifest(
@@ -150,8 +150,8 @@ def room(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a draft's folder against a second process; the lock goes with its holder, however it ends."""
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder that is filled against a second process; the lock goes with its holder, however it ends."""
     with folder.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,16 +168,18 @@ def read(folder: Path, kind: str, *, verify: bool = True) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ArtifactError(f"an artifact of kind {kind!r}", f"no {path}", "run the stage that makes it") from None
+    refuse_format(path, content, FORMAT, "make it again with this version of askew")
+    try:
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         raise ArtifactError(
             f"a manifest in {path}", f"{error.error_count()} errors in it", "make it again"
         ) from None
-    if (manifest.kind, manifest.format) != (kind, FORMAT):
-        found = f"kind {manifest.kind!r}, format {manifest.format} in {folder}"
-        raise ArtifactError(f"kind {kind!r}, format {FORMAT}", found, "make it again with this version of askew")
+    if manifest.kind != kind:
+        raise ArtifactError(f"kind {kind!r}", f"kind {manifest.kind!r} in {folder}", "name another folder")
     if verify:
         for name, file in manifest.files.items():
             check(folder / name, file)
@@ -186,9 +188,46 @@ def read(folder: Path, kind: str, *, verify: bool = True) -> Manifest:
     return manifest
 
 
+def refuse_format(path: Path, content: bytes, known: int, do: str, unsaid: int | None = None) -> None:
+    """Raise ArtifactError when a JSON object states another `format` than the one that is known.
+
+    One that states none is of the format `unsaid`, if there is such a one. What is no JSON object passes: its
+    reader refuses it.
+    """
+    try:
+        told = json.loads(content)
+    except ValueError:
+        return
+    if isinstance(told, dict) and (found := told.get("format", unsaid)) != known:
+        by = f", written by askew {told['askew']}" if "askew" in told else ""
+        raise ArtifactError(f"format {known} in {path}", f"format {found}{by}", do)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Name all files of an artifact with their sha256 as its manifests state them; nothing is checked.
+
+    Raises ArtifactError when a manifest cannot be read.
+    """
+    kind = kind_of(folder)
+    stated = {name: file.sha256 for name, file in read(folder, kind, verify=False).files.items()}
+    for name in [name for name in stated if name.endswith(f"/{MANIFEST}")]:
+        part = name.removesuffix(f"/{MANIFEST}")
+        inner = contents(folder / part)
+        stated |= {f"{part}/{one}": sum_ for one, sum_ in inner.items() if one != MANIFEST}
+    return {MANIFEST: sha256(folder / MANIFEST), **stated}
+
+
+def kind_of(folder: Path) -> str:
+    """Read what kind of artifact a folder is. Raises ArtifactError when its manifest does not say it."""
+    try:
+        return str(json.loads((folder / MANIFEST).read_bytes())["kind"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"an artifact's kind in {folder / MANIFEST}", found, "make it again") from None
+
+
 def _read_part(folder: Path) -> None:
-    kind = json.loads((folder / MANIFEST).read_bytes())["kind"]
-    read(folder, kind)
+    read(folder, kind_of(folder))
 
 
 def check(path: Path, file: File) -> None:

@@ -17,6 +17,7 @@ from askew import artifacts
 from askew.errors import ArtifactError
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+FORMAT = 1
 AVERAGE = "average.safetensors"  # of a stage that keeps the running mean of its weights
 
 
@@ -36,14 +37,20 @@ def save(
     }
     save_file(tensors, folder / OPTIMIZER)
     sums = {name: artifacts.sha256(folder / name) for name in (*weights, OPTIMIZER)}
-    told = state | {"groups": held["param_groups"], "files": sums}
+    told = {"format": FORMAT} | state | {"groups": held["param_groups"], "files": sums}
     artifacts.write_text(folder / STATE, json.dumps(told))
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    """Read where a checkpoint stands, and check its files. Raises ArtifactError when it is not whole."""
+    """Read where a checkpoint stands, and check its files.
+
+    Raises ArtifactError when it is not whole, or of another format.
+    """
+    do = "go on with the version of askew that wrote it, or remove the folder and train again"
     try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+        content = (folder / STATE).read_bytes()
+        artifacts.refuse_format(folder / STATE, content, FORMAT, do, unsaid=FORMAT)
+        state: dict[str, Any] = json.loads(content)
         altered = [name for name, sum_ in state["files"].items() if artifacts.sha256(folder / name) != sum_]
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(

@@ -397,6 +397,73 @@ def status(
         Console(highlight=False).print(statuses.drawn(told))
 
 
+BackupFrom = Annotated[
+    Path, typer.Argument(metavar="FROM", help="a backup, or the folder of backups: then the last")
+]
+
+
+@app.command(
+    rich_help_panel=LOOKS,
+    epilog=examples("askew backup /srv/askew/artifacts /backup/askew --tracking-uri http://mlflow.example:5000"),
+)
+@in_a_line
+def backup(
+    root: Annotated[Path, typer.Argument(help="the folder of the artifacts")],
+    to: Annotated[Path, typer.Argument(help="the folder of backups; what did not change is linked")],
+    tracking_uri: TrackingUri = MLFLOW,
+    model: Annotated[list[str] | None, typer.Option(help="a registered model, again for others; else all")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Copy artifacts, live changes and what MLflow knows into a new folder, while everything runs."""
+    from askew import backup as backups
+
+    done = backups.backup(root, tracking_uri, to, model or ())
+    new = f"{done['copied_bytes']:,} bytes that the one before has not"
+    _tell_backup(done, f"{done['artifacts']} artifacts, {done['versions']} versions, {new}", as_json)
+
+
+@app.command(
+    rich_help_panel=LOOKS,
+    epilog=examples(
+        "askew restore /backup/askew /srv/askew/artifacts --tracking-uri http://mlflow.example:5000",
+        "askew restore /backup/askew /srv/askew/artifacts --only artifacts",
+    ),
+)
+@in_a_line
+def restore(
+    from_: BackupFrom,
+    root: Annotated[Path, typer.Argument(help="where the artifacts go")],
+    tracking_uri: TrackingUri = MLFLOW,
+    only: Annotated[str, typer.Option(help="artifacts or mlflow, where the other is as it should be")] = "",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Put a backup back; nothing is overwritten, and run again after a kill it goes on."""
+    from askew import backup as backups
+
+    done = backups.restore(from_, root, tracking_uri, only)
+    rows, versions = f"{done['artifacts']} artifacts in {done['root']}", f"{done['versions']} versions in MLflow"
+    parts = {backups.ARTIFACTS: rows, backups.MLFLOW: versions}
+    _tell_backup(done, ", ".join(told for part, told in parts.items() if only in ("", part)), as_json)
+
+
+@app.command(rich_help_panel=LOOKS, epilog=examples("askew verify /backup/askew"))
+@in_a_line
+def verify(from_: BackupFrom, as_json: Json = False, debug: Debug = False) -> None:
+    """Read all of a backup against its checksums."""
+    from askew import backup as backups
+
+    done = backups.verify(from_)
+    _tell_backup(done, f"whole: {done['files']} files", as_json)
+
+
+def _tell_backup(done: Mapping[str, Any], what: str, as_json: bool) -> None:
+    for line in done["told"]:
+        print(f"askew: warning: {line}", file=sys.stderr)
+    print(json.dumps(done) if as_json else f"{done['backup']}: {what}")
+
+
 @app.command(
     rich_help_panel=LOOKS,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,7 @@ from askew.shards import NO_ROWS, Shard
 from askew.wal import Entry, Log, Tail
 
 STATE, LOG = "state.json", "log"
+SUFFIX, FORMAT = ".live", 1
 CHANGES = re.compile(r"changes-\d{20}-(\d\d)(\.|$)")  # a segment's name: the last change in it, and its bucket
 UPSERT, DELETE = b"upsert", b"delete"
 MAX_DELTAS = 4  # more segments of changes in one bucket become one
@@ -38,6 +40,7 @@ MAX_DEAD = 0.25  # a segment of which more is deleted is written anew
 class State(Settings):
     """What `state.json` says."""
 
+    format: int = FORMAT
     index: str  # the key of the index that the changes are to
     upto: int = 0  # the last change that the segments hold
     segments: dict[str, str] | None = None  # all of them in order, with their keys; None: those of the index
@@ -50,7 +53,7 @@ class State(Settings):
 
 def place(index: Path) -> Path:
     """Name the folder of an index's changes."""
-    return index.with_name(f"{index.name}.live")
+    return index.with_name(f"{index.name}{SUFFIX}")
 
 
 def read(index: Path, release: str | None = None) -> tuple[Plan, int]:
@@ -67,6 +70,36 @@ def read(index: Path, release: str | None = None) -> tuple[Plan, int]:
     buckets = {name: int(found[1]) for name in state.segments if (found := CHANGES.match(name))}
     now = replace(plan, segments=state.segments, places=places, dead=dead, buckets=buckets)
     return now, state.upto
+
+
+def state(index: Path) -> State:
+    """Read what of an index's changes is in segments. Raises ArtifactError when it is of another index."""
+    return _state(place(index), artifacts.read(index, "index", verify=False).key)
+
+
+def contents(index: Path, state: State) -> dict[str, str]:
+    """Name the files that a state needs in the folder of changes, beside itself and the log, with their sha256.
+
+    They never change, but go when a second state has come after this one.
+    """
+    folder, own = place(index), Plan.read(index).segments
+    found = {_dead(name, state.upto): file.sha256 for name, file in state.dead.items()}
+    for name in state.segments or {}:
+        if name not in own:
+            found |= {f"{name}/{one}": sum_ for one, sum_ in artifacts.contents(folder / name).items()}
+    return found
+
+
+def same(folder: Path, other: Path) -> bool:
+    """Tell whether two folders of changes hold the same, however their logs are cut into files.
+
+    Their segments are not read. Raises ArtifactError when they are of different indexes.
+    """
+    state = State.model_validate_json((other / STATE).read_bytes())
+    if _state(folder, state.index) != state:
+        return False
+    logs = (Tail(one / LOG, state.upto).read() for one in (folder, other))
+    return all(one == another for one, another in zip_longest(*logs))
 
 
 class Live:
@@ -284,8 +317,11 @@ def _state(folder: Path, index: str) -> State:
     path = folder / STATE
     if not path.exists():
         return State(index=index)
+    content = path.read_bytes()
+    do = "open it with the version of askew that wrote it, or build the index again"
+    artifacts.refuse_format(path, content, FORMAT, do, unsaid=FORMAT)
     try:
-        state = State.model_validate_json(path.read_bytes())
+        state = State.model_validate_json(content)
     except ValidationError as error:
         raise ArtifactError(f"a live index's state in {path}", f"{error.error_count()} errors", AGAIN) from None
     if state.index != index:

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +21,7 @@ import httpx
 import mlflow
 import numpy as np
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from pydantic import ConfigDict
 
 from askew import __version__, artifacts
 from askew.config import Settings
@@ -29,6 +30,7 @@ from askew.errors import ArtifactError, RegistryError
 CHAMPION, CHALLENGER = "champion", "challenger"
 MODEL_KEY = "askew.model_key"
 EXAMPLE = "input_example.json"
+NAME = re.compile(r"[\w.-]+")
 FILES = "model"  # where a version's files lie among its run's artifacts
 ENVIRONMENT = {  # MLflow's client reads these at each request; by its own defaults a dead server holds it 245 s
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -55,6 +57,36 @@ class Version(Settings):
         if (folder := self.tags.get("askew.index")) is None:
             raise ArtifactError(f"an index of {self.name} version {self.version}", "none", "run the index stage")
         return Path(folder)
+
+
+class Run(Settings):
+    """All that MLflow knows of a run, but its files; times are milliseconds since 1970."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    id: str
+    experiment: str
+    name: str
+    status: str
+    start: int | None
+    end: int | None
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, list[tuple[float, int, int]]]  # value, time, step
+
+    @property
+    def model(self) -> str:
+        """Where a version's files lie, of a model that was registered under this run."""
+        return _source(self.id)
+
+
+class RegisteredModel(Settings):
+    """A registered model; its aliases with the versions that they are on."""
+
+    name: str
+    description: str
+    tags: dict[str, str]
+    aliases: dict[str, str]
 
 
 class Registry:
@@ -211,6 +243,127 @@ class Registry:
             else:
                 self._client.create_webhook(name, url, [*events], secret=secret)
 
+    # --- all of it, to be kept elsewhere and made again ------------------------------------------
+
+    def models(self) -> list[RegisteredModel]:
+        """Read the registered models whose names askew could have given, by name."""
+        with self._asked("the registered models"):
+            names = [one.name for one in self._paged(self._client.search_registered_models)]
+            found = [self._client.get_registered_model(name) for name in sorted(names) if NAME.fullmatch(name)]
+        return [
+            RegisteredModel(
+                name=one.name, description=one.description or "", tags=dict(one.tags), aliases=dict(one.aliases)
+            )
+            for one in found
+        ]  # fmt: skip
+
+    def versions(self, name: str) -> list[Version]:
+        """Read a model's versions, by number."""
+        return sorted(self._versions(name), key=lambda version: int(version.version))
+
+    def runs(self, experiment: str, tags: Mapping[str, str]) -> list[str]:
+        """Find the runs of an experiment that have all these tags, by their ids."""
+        with self._asked(f"the runs of experiment {experiment!r}"):
+            if (found := self._client.get_experiment_by_name(experiment)) is None:
+                return []
+            asked = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+            return [one.info.run_id for one in self._paged(self._client.search_runs, [found.experiment_id], asked)]
+
+    def run(self, run_id: str) -> Run | None:
+        """Read a run, with every value of its metrics; None when there is no such run."""
+        with self._asked(f"run {run_id}"):
+            try:
+                found = self._client.get_run(run_id)
+            except mlflow.MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+            histories = {name: self._client.get_metric_history(run_id, name) for name in found.data.metrics}
+            experiment = self._client.get_experiment(found.info.experiment_id).name
+        return Run(
+            id=run_id, experiment=experiment, name=found.info.run_name or "", status=found.info.status,
+            start=found.info.start_time, end=found.info.end_time, params=dict(found.data.params),
+            tags=dict(found.data.tags),
+            metrics={k: [(m.value, m.timestamp, m.step) for m in history] for k, history in histories.items()},
+        )  # fmt: skip
+
+    def files(self, run_id: str, under: str | None = None) -> list[str]:
+        """List the paths of a run's files."""
+        with self._asked(f"the files of run {run_id}"):
+            found = list(self._client.list_artifacts(run_id, under))
+        inner = [path for one in found if one.is_dir for path in self.files(run_id, one.path)]
+        return sorted([one.path for one in found if not one.is_dir] + inner)
+
+    def fetch(self, run_id: str, path: str, into: Path) -> Path:
+        """Fetch one file of a run; returns where it is. Raises ArtifactError when this disk is full."""
+        try:
+            with self._asked(f"{path} of run {run_id}"):
+                return Path(self._client.download_artifacts(run_id, path, str(into)))
+        except RegistryError as error:
+            if not artifacts.FULL.search(error.found):
+                raise
+            raise ArtifactError(
+                f"room on the disk of {into}", "none left", "free some, and run it again"
+            ) from error
+
+    def make_run(self, run: Run, tags: Mapping[str, str]) -> str:
+        """Make a run anew with these tags beside its own, without files or an end; returns its new id."""
+        with self._asked(f"a run {run.name!r} in experiment {run.experiment!r}"):
+            where, named = self._experiment(run.experiment), run.name or None
+            made = self._client.create_run(where, run.start, {**run.tags, **tags}, named).info.run_id
+            params = [mlflow.entities.Param(key, value) for key, value in run.params.items()]
+            metrics = [
+                mlflow.entities.Metric(key, *value) for key, history in run.metrics.items() for value in history
+            ]
+            for at in range(0, len(params), 100):
+                self._client.log_batch(made, params=params[at : at + 100])
+            for at in range(0, len(metrics), 1000):
+                self._client.log_batch(made, metrics=metrics[at : at + 1000])
+        return str(made)
+
+    def finish_run(self, run: Run, made: str, tags: Mapping[str, str]) -> None:
+        """End a run that was made anew as the other ended, and set these tags."""
+        with self._asked(f"run {made} ended"):
+            if run.status not in ("RUNNING", "SCHEDULED"):
+                self._client.set_terminated(made, run.status, run.end)
+            for name, value in tags.items():
+                self._client.set_tag(made, name, value)
+
+    def remove_run(self, run_id: str) -> None:
+        """Mark a run as deleted."""
+        with self._asked(f"run {run_id} deleted"):
+            self._client.delete_run(run_id)
+
+    def make_model(self, model: RegisteredModel) -> None:
+        """Register a model without versions, unless there is one of this name."""
+        with self._asked(f"a model {model.name!r}"):
+            try:
+                self._client.create_registered_model(_checked(model.name), model.tags, model.description)
+            except mlflow.MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+
+    def make_version(self, version: Version) -> str:
+        """Register a version as this one is; returns the number that MLflow gave it."""
+        with self._asked(f"a version of model {version.name!r}"):
+            made = self._client.create_model_version(
+                version.name, version.source, version.run_id or None, version.tags,
+                description=version.description, await_creation_for=0,
+            )  # fmt: skip
+        return str(made.version)
+
+    def remove_version(self, name: str, number: str) -> None:
+        """Delete a version; its number is not given again."""
+        with self._asked(f"version {number} of model {name!r} deleted"):
+            self._client.delete_model_version(name, number)
+
+    def _paged(self, ask: Callable[..., Any], *what: Any) -> Iterator[Any]:
+        token: str | None = None
+        while token != "":
+            page = ask(*what, page_token=token)
+            yield from page
+            token = page.token or ""
+
     @contextmanager
     def _asked(self, wanted: str) -> Iterator[None]:
         try:
@@ -249,13 +402,9 @@ class Registry:
             return sorted(model.name for model in self._client.search_registered_models())
 
     def _versions(self, name: str) -> list[Version]:
-        versions, token = [], None
         with self._asked(f"the versions of model {name!r}"):
-            while token != "":
-                page = self._client.search_model_versions(f"name = '{_checked(name)}'", page_token=token)
-                versions += [_version(v) for v in page]
-                token = page.token or ""
-        return versions
+            asked = self._paged(self._client.search_model_versions, f"name = '{_checked(name)}'")
+            return [_version(v) for v in asked]
 
 
 def _describe(folder: Path, dim: int) -> None:
@@ -286,7 +435,7 @@ def _reach(uri: str) -> str:
 
 
 def _checked(name: str) -> str:
-    if not re.fullmatch(r"[\w.-]+", name):
+    if not NAME.fullmatch(name):
         raise RegistryError("a model's name of letters, digits and ._-", repr(name), "give it another name")
     return name
 

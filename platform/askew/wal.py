@@ -17,7 +17,7 @@ from askew import artifacts
 from askew.errors import ArtifactError
 
 HEAD = struct.Struct("<4sIQI")  # mark, length of the content, number, checksum of length, number and content
-MARK = b"askL"
+MARK = b"askL"  # its last letter is the format's
 MAX_CONTENT = 256 << 20
 SUFFIX = ".wal"
 
@@ -89,7 +89,7 @@ class Log:
                 f"a change of at most {MAX_CONTENT:,} bytes", f"{len(content):,}", "send fewer items"
             )
         number, end = self.last + 1, self._stream.tell()
-        frame = HEAD.pack(MARK, len(content), number, _checksum(number, content)) + content
+        frame = _frame(number, content)
         try:
             if self._stream.write(frame) != len(frame):
                 raise OSError(f"{self._stream.name} took a part of a change alone")
@@ -150,6 +150,43 @@ class Tail:
                     self.last = _following(entry, self.last, self._folder)
                     yield entry
 
+    def refuse_damage(self) -> None:
+        """Raise ArtifactError when what `read` stopped at was acknowledged, for whole changes come after it."""
+        if paths := _files(self._folder):
+            if _first(paths[-1]) > self.last + 1:
+                found = f"none before {_first(paths[-1])}"
+                raise ArtifactError(f"change {self.last + 1} in {self._folder}", found, "restore it from a copy")
+            _refuse_damage(paths[-1], self._at if paths[-1] == self._path else 0, last=True)
+
+
+def copy(folder: Path, after: int, to: Path) -> int:
+    """Write what was acknowledged after number `after` as a log of its own, while another process may write on.
+
+    Returns the last change's number. Raises ArtifactError when changes after it are gone, or damaged.
+    """
+    to.mkdir(parents=True)
+    tail, damaged = Tail(folder, after), True
+    with (to / f"{after + 1:020d}{SUFFIX}").open("xb") as stream:
+        while damaged:
+            before = tail.last
+            try:
+                for entry in tail.read():
+                    stream.write(_frame(*entry))
+                tail.refuse_damage()
+                damaged = False
+            except FileNotFoundError as error:
+                raise ArtifactError(f"the file {error.filename}", "none", "read the newer state") from error
+            except ArtifactError:
+                if tail.last == before:  # else it was a change that was being written
+                    raise
+        stream.flush()
+        os.fsync(stream.fileno())
+    return tail.last
+
+
+def _frame(number: int, content: bytes) -> bytes:
+    return HEAD.pack(MARK, len(content), number, _checksum(number, content)) + content
+
 
 def _following(entry: Entry, last: int, folder: Path) -> int:
     if entry.number != last + 1:
@@ -175,12 +212,20 @@ def _frames(path: Path, start: int) -> Iterator[tuple[Entry, int]]:
         stream.seek(start)
         while len(head := stream.read(HEAD.size)) == HEAD.size:
             mark, length, number, checksum = HEAD.unpack(head)
+            _refuse_format(path, mark)
             if mark != MARK or length > MAX_CONTENT:
                 return
             content = stream.read(length)
             if len(content) < length or _checksum(number, content) != checksum:
                 return
             yield Entry(number, content), stream.tell()
+
+
+def _refuse_format(path: Path, mark: bytes) -> None:
+    """Tell changes of another format from damage, which would be cut off."""
+    if mark[:3] == MARK[:3] and mark[3:].isalpha() and mark != MARK:
+        do = "open it with the version of askew that wrote it, and compact it there"
+        raise ArtifactError(f"changes of format {MARK[3:].decode()} in {path}", f"format {mark[3:].decode()}", do)
 
 
 def _refuse_damage(path: Path, end: int, *, last: bool) -> None:
