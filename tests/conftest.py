@@ -43,15 +43,15 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def drawn_folder(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made-up catalogue of 300 items."""
-    settings = catalogue.DrawSettings(root=tmp_path_factory.mktemp("catalogue"), num_items=TINY)
-    return Path(catalogue.draw(settings)["artifact"])
+    wanted = catalogue.DrawSettings(root=tmp_path_factory.mktemp("catalogue"), num_items=TINY)
+    return Path(catalogue.draw(wanted)["artifact"])
 
 
 @pytest.fixture(scope="session")
 def triplets_folder(cluster: None, drawn_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Triplets of that catalogue."""
-    settings = triplets.PrepareSettings(data=drawn_folder, root=tmp_path_factory.mktemp("triplets"), image_size=32)
-    return Path(triplets.prepare(settings)["artifact"])
+    wanted = triplets.PrepareSettings(data=drawn_folder, root=tmp_path_factory.mktemp("triplets"), image_size=32)
+    return Path(triplets.prepare(wanted)["artifact"])
 
 
 @pytest.fixture(scope="session")

@@ -160,8 +160,9 @@ class Index:
         do = "build the index again"
         faiss.set_deserialization_loop_limit(MAX_LOOPS)
         try:
+            faiss.set_deserialization_vector_byte_limit(path.stat().st_size)  # no array is larger than its file
             index = faiss.read_index(str(path))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             raise ArtifactError(f"a FAISS index in {path}", " ".join(str(error).split())[:200], do) from error
         if index.d != design.dim or index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ArtifactError(

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 from pydantic import ValidationError
@@ -24,6 +24,7 @@ from askew.errors import ArtifactError, AskewError
 
 MANIFEST, WORK = "manifest.json", "work"
 FORMAT = 1
+MAX_NAME = 255  # bytes of a part of a path
 FULL = re.compile(r"No space left on device|Disk quota exceeded|requested and \d+ written")
 
 
@@ -166,15 +167,7 @@ def read(folder: Path, kind: str, *, verify: bool = True) -> Manifest:
 
     Raises ArtifactError naming the file when the folder is missing, of another kind or format, or altered.
     """
-    path = folder / MANIFEST
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise ArtifactError(f"an artifact of kind {kind!r}", f"no {path}", "run the stage that makes it") from None
-    except ValidationError as error:
-        raise ArtifactError(
-            f"a manifest in {path}", f"{error.error_count()} errors in it", "make it again"
-        ) from None
+    manifest = _manifest(folder / MANIFEST, f"an artifact of kind {kind!r}")
     if (manifest.kind, manifest.format) != (kind, FORMAT):
         found = f"kind {manifest.kind!r}, format {manifest.format} in {folder}"
         raise ArtifactError(f"kind {kind!r}, format {FORMAT}", found, "make it again with this version of askew")
@@ -182,13 +175,30 @@ def read(folder: Path, kind: str, *, verify: bool = True) -> Manifest:
         for name, file in manifest.files.items():
             check(folder / name, file)
             if name.endswith(f"/{MANIFEST}"):
-                _read_part((folder / name).parent)
+                part = (folder / name).parent
+                read(part, _manifest(part / MANIFEST, f"a part of {folder}").kind)
     return manifest
 
 
-def _read_part(folder: Path) -> None:
-    kind = json.loads((folder / MANIFEST).read_bytes())["kind"]
-    read(folder, kind)
+def _manifest(path: Path, wanted: str) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(wanted, f"no {path}", "run the stage that makes it") from None
+    except ValidationError as error:
+        raise ArtifactError(
+            f"a manifest in {path}", f"{error.error_count()} errors in it", "make it again"
+        ) from None
+    if astray := [name for name in manifest.files if not inside(name)]:
+        raise ArtifactError(f"files inside of {path.parent}", repr(astray[0]), "make the artifact again")
+    return manifest
+
+
+def inside(name: str) -> bool:
+    """Whether a name is of something below the folder that it is taken from, of a length that paths may have."""
+    path = PurePosixPath(name)
+    long = any(len(part.encode("utf-8", "replace")) > MAX_NAME for part in path.parts)
+    return bool(path.parts) and not (path.is_absolute() or ".." in path.parts or "\0" in name or long)
 
 
 def check(path: Path, file: File) -> None:

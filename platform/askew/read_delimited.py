@@ -8,7 +8,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, NamedTuple, cast
 
 import pyarrow as pa
@@ -102,10 +102,14 @@ class Text(io.RawIOBase):
 
 def _names(place: Place, form: Form, text: "io.BufferedReader[io.RawIOBase]") -> list[str]:
     if form.header:
-        lines: Iterator[str] = (line.decode() for line in iter(lambda: text.readline(MAX_ROW_BYTES), b""))
+        lines: Iterable[str] = (line.decode() for line in iter(lambda: text.readline(MAX_ROW_BYTES), b""))
     else:
-        lines = iter(text.peek().decode(errors="replace").splitlines(keepends=True))
-    names = next(filter(None, _parse(lines, form)), [END])
+        lines = io.StringIO(text.peek().decode(errors="replace"), newline="")
+    try:
+        names = next(filter(None, _parse(lines, form)), [END])
+    except csv.Error as error:
+        do = "end each line by a line feed, and close each quote"
+        raise DataError(f"a first row of columns in {place.file}", str(error), do) from None
     if names == [END]:
         raise DataError(f"rows in {place.file}", "an empty file", "fill or remove it")
     if not form.header:
@@ -116,7 +120,8 @@ def _names(place: Place, form: Form, text: "io.BufferedReader[io.RawIOBase]") ->
     return names
 
 
-def _parse(lines: Iterator[str], form: Form) -> Iterator[list[str]]:
+def _parse(lines: Iterable[str], form: Form) -> Iterator[list[str]]:
+    csv.field_size_limit(MAX_ROW_BYTES)
     if form.quoted:
         return csv.reader(lines, delimiter=form.delimiter)
     return csv.reader(lines, delimiter=form.delimiter, quoting=csv.QUOTE_NONE)
@@ -173,7 +178,7 @@ class _Odd:
         return "skip"
 
     def _mend(self, text: str) -> list[str]:
-        values = next(_parse(iter(text.splitlines(keepends=True)), self._form))
+        values = next(_parse([text], self._form))
         last = len(self._names) - 1
         return [*values[:last], self._form.delimiter.join(values[last:])]
 

@@ -82,7 +82,7 @@ def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
         table = pd.read_csv(
             path, sep=r"\s+", header=None, names=list(range(len(columns) + 1)), dtype=str, keep_default_na=False,
-            quoting=csv.QUOTE_NONE, encoding="utf-8", encoding_errors="strict",
+            quoting=csv.QUOTE_NONE, encoding="utf-8", encoding_errors="strict", usecols=range(len(columns) + 1),
         )  # fmt: skip
     except FileNotFoundError:
         raise DataError(f"a file {path}", "none", "check the path") from None
