@@ -24,10 +24,16 @@ os.environ |= {
 import httpx
 import pytest
 from cryptography.fernet import Fernet
+from hypothesis import settings
 
 from askew import catalogue, triplets
 
 TINY = 300
+
+# the same examples in each run, so that a failure is repeated; HYPOTHESIS_PROFILE=long looks for new ones
+settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True)
+settings.register_profile("long", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(scope="session")

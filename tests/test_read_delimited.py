@@ -65,10 +65,9 @@ def test_any_bytes_are_rows_or_refused(
 ) -> None:
     try:
         rows, _ = read(folder, data, Form(delimiter, header, quoted, rest))
-    except DataError as error:
-        assert "x.csv" in str(error)
-    else:
-        assert len({len(row) for row in rows}) <= 1
+    except DataError:
+        return
+    assert len({len(row) for row in rows}) <= 1
 
 
 def test_a_long_value_is_read_in_a_header_and_in_a_row_that_is_mended(folder: Path) -> None:

@@ -39,9 +39,11 @@ def test_what_is_written_is_read_back(folder: Path, rows: list[dict[str, Any]], 
     assert why == []
 
 
-PIECES = [b"{}", b'{"a": 1}', b'{"a": "x"}', b'{"a": [1, "x"]}', b'{"a": NaN}', b"[1]", b"3", b"{", b"\xff", b" "]
-PIECES += [b'{"a": "\\ud800"}', b'{"a": 1}{"a": 2}', b"\xef\xbb\xbf", b'{"a": 1e999}', b'{"a": ' + b"9" * 5000 + b"}"]
-PIECES += [b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", b'{"": {"": null}}', b'{"a": {"b": 1}}', b"\0", b"\r"]
+PIECES = [
+    b"{}", b'{"a": 1}', b'{"a": "x"}', b'{"a": [1, "x"]}', b'{"a": NaN}', b"[1]", b"3", b"{", b"\xff", b" ", b"\0",
+    b'{"a": "\\ud800"}', b'{"a": 1}{"a": 2}', b"\xef\xbb\xbf", b'{"a": 1e999}', b'{"a": ' + b"9" * 5000 + b"}",
+    b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", b'{"": {"": null}}', b'{"a": {"b": 1}}', b"\r",
+]  # fmt: skip
 
 
 @given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=8).map(lambda b: b.replace(b"\n", b"")), max_size=6))

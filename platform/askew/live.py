@@ -40,9 +40,8 @@ class State(Settings):
 
     index: str  # the key of the index that the changes are to
     upto: int = Field(default=0, ge=0)  # the last change that the segments hold
-    segments: dict[str, str] | None = Field(
-        default=None, min_length=1
-    )  # all of them in order, with their keys; None: those of the index
+    # all of them in order, with their keys; None: those of the index
+    segments: dict[str, str] | None = Field(default=None, min_length=1)
     dead: dict[str, artifacts.File] = Field(default_factory=dict)  # of a segment: the file of its deleted rows
 
     @field_validator("segments", "dead")

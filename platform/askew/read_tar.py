@@ -23,8 +23,8 @@ MAX_MEMBER_BYTES = 50_000_000
 def read(place: Place) -> Iterator[Chunk]:
     """Read a tar file, compressed or not, as rows of item_id, image, title and the JSON's keys.
 
-    Set aside: unsafe_name, not_a_file, too_large, invalid_utf8, broken_json, unknown_member and more_than_one_image.
-    Raises DataError when the file is truncated or no tar file.
+    Set aside: unsafe_name, not_a_file, too_large, invalid_utf8, broken_json, unknown_member and
+    more_than_one_image. Raises DataError when the file is truncated or no tar file.
     """
     with place.open(raw=True) as stream:
         try:

@@ -118,8 +118,9 @@ def manifest(data: bytes) -> None:
             segment = plan.open(name)
             assert segment.index().size == segment.items().num_rows == segment.size
         live.Follower(index())
-    except ArtifactError as error:
-        assert data[1:] != contents[which], error
+    except ArtifactError:
+        if data[1:] == contents[which]:
+            raise
     finally:
         path.write_bytes(contents[which])
 
@@ -183,6 +184,10 @@ def items(data: bytes) -> None:
         table = segments.mapped(path)
     except ArtifactError:
         return
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid:  # what the sum alone tells
+        return
     table.to_pylist()
 
 
@@ -215,8 +220,8 @@ def photo(data: bytes) -> None:
     try:
         found = inputs.pixels(data, 16)
     except DataError as error:
-        reasons = ("empty", "not_a_photo", "truncated", "too_many_pixels", "broken")
-        assert inputs.problem(error) in reasons, error
+        if inputs.problem(error) not in ("empty", "not_a_photo", "truncated", "too_many_pixels", "broken"):
+            raise
     else:
         assert (found.shape, found.dtype) == ((16, 16, 3), np.uint8)
 
