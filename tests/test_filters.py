@@ -141,7 +141,8 @@ def test_fields_that_no_filter_compares_are_said_to_be_such() -> None:
     [
         ({"price": 10**400}, "a number for 'price'; found 1000"), ({"price": {"gt": -(10**400)}}, "found -1000"),
         ({"stock": {"lt": 10**400}}, "a number for 'stock'"), ({"kind": "\ud800"}, "a string for 'kind'"),
-        ({"kind": {"gt": "a\udfff"}}, "a string for 'kind'"), ({"item_id": ["a", "\udc00"]}, "a string for 'item_id'"),
+        ({"kind": {"gt": "a\udfff"}}, "a string for 'kind'"),
+        ({"item_id": ["a", "\udc00"]}, "a string for 'item_id'"),
     ],
 )  # fmt: skip
 def test_what_json_can_say_and_no_column_hold_is_refused(where: Any, found: str) -> None:
