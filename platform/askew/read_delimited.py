@@ -133,6 +133,7 @@ def _rows(place: Place, form: Form, text: Text, names: Sequence[str], offset: in
         for batch in _reader(form, text, names, odd):
             table, bad = _checked(place, pa.Table.from_batches([batch]), text.any_invalid)
             yield from place.chunks(pa.concat_tables([table, odd.mended()]), bad + odd.taken())
+        yield from place.chunks(odd.mended(), odd.taken())  # of blocks in which no row was as it should be
     except pa.ArrowInvalid as error:
         found = " ".join(str(error).split())[:200]
         do = "close the quote that swallows the rows after it, or set quoted: false"
@@ -203,7 +204,7 @@ def _checked(place: Place, table: pa.Table, any_invalid: bool) -> Chunk:
         if set(last[0].values()) != {END}:
             bad.append(_unclosed(place, "the last row", next(iter(last[0].values()))))
     if any_invalid:
-        broken = pa.array([False] * table.num_rows)
+        broken = pa.array([False] * table.num_rows, pa.bool_())
         for column in table.columns:
             broken = pc.or_(broken, pc.match_substring(column, INVALID).combine_chunks())
         for first in table.column(0).filter(broken).to_pylist():
