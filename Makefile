@@ -11,7 +11,7 @@ demo_options = --home $(HOME_DIR) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop test check audit sbom docs bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos chaos-release paper-table install dev
+.PHONY: help demo stop test check audit sbom docs bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos chaos-release fuzz paper-table install dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -66,6 +66,9 @@ chaos-release: .venv/installed-bench ## move the alias a hundred times under loa
 chaos: .venv/installed-bench ## kill the endpoint's processes under load, as one line of JSON; SEED=1
 	@$(BIN)/python bench/chaos.py $(if $(SEED),--seed $(SEED)) $(OPTIONS)
 
+fuzz: .venv/installed-fuzz ## throw damaged and made-up input at what reads it, as one line of JSON; MINUTES=1 for each target
+	@$(BIN)/python tests/fuzz/run.py $(if $(MINUTES),--minutes $(MINUTES)) $(OPTIONS)
+
 paper-table: install ## both papers' rows under one budget, into docs/results.md; DATA=folder, and OPTIONS='--steps 600 …'
 	@$(if $(DATA),,echo "askew: error: wanted a catalogue's folder; found none; give it as DATA=…" >&2; exit 2;) \
 	$(BIN)/python bench/paper_table.py '$(DATA)' $(OPTIONS)
@@ -82,6 +85,10 @@ dev: .venv/installed-dev ## and what checks and tests need
 
 .venv/installed-dev: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/installed-fuzz: .venv/installed-dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	@touch $@
 
 .venv/installed-bench: .venv/installed

@@ -25,10 +25,16 @@ os.environ |= {
 import httpx
 import pytest
 from cryptography.fernet import Fernet
+from hypothesis import settings
 
 from askew import catalogue, triplets
 
 TINY = 300
+
+# the same examples in each run, so that a failure is repeated; HYPOTHESIS_PROFILE=long looks for new ones
+settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True)
+settings.register_profile("long", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(scope="session")
@@ -44,15 +50,15 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def drawn_folder(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made-up catalogue of 300 items."""
-    settings = catalogue.DrawSettings(root=tmp_path_factory.mktemp("catalogue"), num_items=TINY)
-    return Path(catalogue.draw(settings)["artifact"])
+    wanted = catalogue.DrawSettings(root=tmp_path_factory.mktemp("catalogue"), num_items=TINY)
+    return Path(catalogue.draw(wanted)["artifact"])
 
 
 @pytest.fixture(scope="session")
 def triplets_folder(cluster: None, drawn_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Triplets of that catalogue."""
-    settings = triplets.PrepareSettings(data=drawn_folder, root=tmp_path_factory.mktemp("triplets"), image_size=32)
-    return Path(triplets.prepare(settings)["artifact"])
+    wanted = triplets.PrepareSettings(data=drawn_folder, root=tmp_path_factory.mktemp("triplets"), image_size=32)
+    return Path(triplets.prepare(wanted)["artifact"])
 
 
 @pytest.fixture(scope="session")

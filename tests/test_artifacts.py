@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -82,6 +84,30 @@ def test_a_broken_manifest_is_refused(tmp_path: Path) -> None:
     (folder / artifacts.MANIFEST).write_text('{"format": 1}')
     with pytest.raises(ArtifactError, match="manifest"):
         artifacts.read(folder, "thing")
+
+
+@pytest.mark.parametrize("name", ["../sub/file", "/etc/hostname", "sub/../../x", "a\0b", "", "x" * 300])
+def test_a_manifest_that_names_what_lies_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    folder = make(tmp_path)
+    told = json.loads((folder / artifacts.MANIFEST).read_text())
+    told["files"][name] = told["files"].pop("sub/file")
+    (folder / artifacts.MANIFEST).write_text(json.dumps(told))
+    with pytest.raises(ArtifactError, match="files inside of"):
+        artifacts.read(folder, "thing", verify=False)
+
+
+def test_a_part_whose_manifest_is_none_is_refused(tmp_path: Path) -> None:
+    with artifacts.draft(tmp_path, "thing", {}, {}) as draft, artifacts.part(draft.folder / "sub", "part", {}):
+        pass
+    folder = artifacts.place(tmp_path, "thing", artifacts.key("thing", {}, {}))
+    for content in (b"[]", b'{"kind": "part"}', b"{"):
+        (folder / "sub" / artifacts.MANIFEST).write_bytes(content)
+        file = artifacts.File(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        manifest = artifacts.read(folder, "thing", verify=False)
+        changed = manifest.model_copy(update={"files": {f"sub/{artifacts.MANIFEST}": file}})
+        (folder / artifacts.MANIFEST).write_text(changed.model_dump_json())
+        with pytest.raises(ArtifactError, match="sub/manifest"):
+            artifacts.read(folder, "thing")
 
 
 def test_the_key_follows_settings_and_inputs() -> None:

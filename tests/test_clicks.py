@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import spearmanr
 
@@ -262,3 +264,52 @@ def test_a_column_of_lists_holds_no_number() -> None:
 def test_an_empty_log_is_checked_too() -> None:
     table, bad = clicks.check(clicks.SCHEMA.empty_table(), "log.parquet")
     assert (table.num_rows, bad) == (0, [])
+
+
+NUMBERS = st.none() | st.integers(-2, 12) | st.sampled_from([10**12, 10**13, 0.5, -0.5, 1e300])
+WORDS = st.none() | st.sampled_from(["", "1", " 2 ", "+3.0", "true", "-1", "1e3", "x", "9" * 400, "0x1", "１"])
+IDS = st.sampled_from(["", "a", "b", None])
+
+
+@given(st.lists(st.tuples(IDS, IDS, WORDS, WORDS, WORDS), max_size=6))
+def test_each_row_of_words_is_used_as_it_reads_or_set_aside(rows: list[tuple[str | None, ...]]) -> None:
+    columns = [pa.array([row[n] for row in rows], pa.string()) for n in range(5)]
+    table, bad = clicks.check(pa.table(columns, names=clicks.SCHEMA.names), "log.csv")
+    known = {"1": 1, " 2 ": 2, "+3.0": 3, "true": 1, "-1": -1}
+    good = []
+    for query, item, *words in rows:
+        position, impressions, clicked = (known.get(word or "") for word in words)
+        if query and item and None not in (position, impressions, clicked):
+            assert position is not None
+            assert impressions is not None
+            assert clicked is not None
+            if position >= 1 and 0 <= clicked <= impressions:
+                good.append((query, item, position, impressions, clicked))
+    assert [tuple(row.values()) for row in table.to_pylist()] == good
+    assert len(bad) == len(rows) - len(good)
+
+
+@given(st.lists(st.tuples(IDS, IDS, NUMBERS, NUMBERS, NUMBERS), max_size=6))
+def test_each_row_of_numbers_is_used_or_set_aside(rows: list[tuple[Any, ...]]) -> None:
+    kinds = [pa.string()] * 2 + [pa.float64()] * 3
+    columns = [pa.array([row[n] for row in rows], kind) for n, kind in enumerate(kinds)]
+    table, bad = clicks.check(pa.table(columns, names=clicks.SCHEMA.names), "log.parquet")
+    assert table.num_rows + len(bad) == len(rows)
+    assert {one.reason for one in bad} <= set(clicks.REASONS)
+
+
+COUNTED = st.tuples(
+    st.sampled_from("ab"), st.sampled_from("xy"), st.integers(1, 3), st.integers(0, 9), st.integers(0, 9)
+)
+
+
+@given(st.lists(st.lists(COUNTED, max_size=5), max_size=4))
+def test_totals_of_any_chunks_add_up(chunks: list[list[tuple[Any, ...]]]) -> None:
+    tables = [log(*chunk) if chunk else clicks.SCHEMA.empty_table() for chunk in chunks]
+    parts = [clicks.totals(table) for table in tables]
+    found = clicks.totals(pa.concat_tables([clicks.SCHEMA.empty_table(), *parts]))
+    expected: dict[tuple[Any, ...], list[int]] = {}
+    for query, item, position, impressions, clicked in (row for chunk in chunks for row in chunk):
+        sums = expected.setdefault((query, item, position), [0, 0])
+        sums[0], sums[1] = sums[0] + impressions, sums[1] + clicked
+    assert {tuple(row.values())[:3]: [*row.values()][3:] for row in found.to_pylist()} == expected

@@ -1,5 +1,6 @@
 """Filters against a plain reading of the same conditions, an item at a time."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,11 @@ def groups(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries({"and": several}) | st.fixed_dictionaries({"or": several, "not": inner})
 
 
+NAMES = st.sampled_from(
+    ["kind", "price", "stock", "sold", "has_image", "item_id", "gt", "lte", "and", "or", "not"]
+)
+
+
 @given(st.recursive(leaves, groups, max_leaves=6))
 def test_any_filter_is_what_plain_python_makes_of_it(where: Any) -> None:
     expected = "".join(item["item_id"] for item in ITEMS.to_pylist() if slowly(where, item))
@@ -128,3 +134,40 @@ def test_fields_that_no_filter_compares_are_said_to_be_such() -> None:
     items = pa.table({"item_id": ["a"], "fields": [{"tags": ["x"]}]})
     with pytest.raises(DataError, match="no filter compares list"):
         filters.mask({"tags": "x"}, items)
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        ({"price": 10**400}, "a number for 'price'; found 1000"), ({"price": {"gt": -(10**400)}}, "found -1000"),
+        ({"stock": {"lt": 10**400}}, "a number for 'stock'"), ({"kind": "\ud800"}, "a string for 'kind'"),
+        ({"kind": {"gt": "a\udfff"}}, "a string for 'kind'"),
+        ({"item_id": ["a", "\udc00"]}, "a string for 'item_id'"),
+    ],
+)  # fmt: skip
+def test_what_json_can_say_and_no_column_hold_is_refused(where: Any, found: str) -> None:
+    with pytest.raises(DataError, match=found):
+        filters.mask(json.loads(json.dumps(where)), ITEMS)
+
+
+def test_fields_without_a_sign_are_compared_with_any_number() -> None:
+    fields = pa.array([{"code": 0}, {"code": 200}, {"code": None}], pa.struct({"code": pa.uint8()}))
+    items = pa.table({"item_id": ["a", "b", "c"], "fields": fields})
+    asked = [({"code": 200}, "b"), ({"code": [-1, 0, 256]}, "a"), ({"code": {"gt": -1}}, "ab"), ({"code": -1}, "")]
+    assert [passing(where, items) for where, _ in asked] == [ids for _, ids in asked]
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(NAMES, ANY, max_size=3))
+def test_any_json_is_a_filter_or_refused(where: Any) -> None:
+    try:
+        found = filters.mask(where, ITEMS)
+    except DataError:
+        return
+    assert found.shape == (4,)

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from askew import inputs
 from askew.errors import ArtifactError, DataError
+from askew.words import clean
 
 RED, SIDE = (200, 30, 40), 48
 KINDS = ["JPEG", "PNG", "WEBP", "GIF", "AVIF"]
@@ -321,6 +322,29 @@ def test_a_vocabulary_is_the_same_in_every_process() -> None:
     command = [sys.executable, "-c", script]
     digests = {subprocess.check_output(command, env=environment, text=True) for _ in range(4)}
     assert len(digests) == 1
+
+
+ODD = [
+    "👩‍👩‍👧‍👦" * 60,
+    "e" + "\u0301" * 511,
+    "\u202e" * 512,
+    "\u200d" * 512,
+    "ﷺ" * 512,
+    "a\r\nb\x1b[31m",
+    "😀" * 512,
+]
+
+
+@pytest.mark.parametrize(
+    "text", ODD, ids=["family", "combining", "right to left", "joiners", "long", "lines", "faces"]
+)
+def test_odd_text_is_tokens_in_no_time(text: str) -> None:
+    tokens = inputs.Tokens.train(["red striped mug", "blue mug"], 100)
+    started = time.process_time()
+    ids = tokens.ids([clean(text)], 16)
+    assert ids.shape[1] <= 16
+    assert (ids < tokens.size).all()
+    assert time.process_time() - started < 0.5
 
 
 def test_a_broken_tokenizer_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -78,6 +78,20 @@ def test_weights_of_other_shapes_are_refused(tmp_path: Path) -> None:
         Model.load(folder)
 
 
+@pytest.mark.parametrize("change", ["missing", "more"])
+def test_weights_of_other_names_are_refused(tmp_path: Path, change: str) -> None:
+    folder = saved(tmp_path)
+    weights = load_file(folder / WEIGHTS)
+    if change == "more":
+        weights["query.other"] = torch.zeros(1)
+    else:
+        del weights["query.project.weight"]
+    save_file(weights, tmp_path / "other")
+    altered(folder, WEIGHTS, (tmp_path / "other").read_bytes())
+    with pytest.raises(ArtifactError, match=r"query\.other|query\.project\.weight"):
+        Model.load(folder)
+
+
 def test_settings_with_an_unknown_key_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     altered(folder, SETTINGS, b'{"dim": 16, "colour": "red"}')

@@ -1,7 +1,11 @@
 """Rankings against full sorts: by batches, with ties, and fused by rank."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from askew import rankings
 from askew.rankings import RRF, Ranking, Top, fused_by_rank
@@ -71,3 +75,19 @@ def test_fused_ranks_are_those_of_a_loop(seed: int) -> None:
                 scores[row] = scores.get(row, 0.0) + float(np.float32(1 / (RRF + rank)))
         expected = sorted(scores, key=lambda row: (-np.float32(scores[row]), row))[:10]
         assert found.rows[query].tolist() == expected
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.integers(1, 8), st.randoms(), st.data())
+def test_any_split_of_the_items_in_any_order_merges_to_the_top_of_a_full_sort(
+    values: list[int], k: int, chance: Any, data: st.DataObject
+) -> None:
+    order = list(range(len(values)))
+    chance.shuffle(order)
+    scores = np.array([values], np.float32)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(order)), max_size=4)))
+    whole = Top.empty(1)
+    for rows in np.split(np.array(order), cuts):
+        part = Top.empty(1)
+        part.add(rows, scores[:, rows], k)
+        whole.merge(part, k)
+    assert whole.rows.tolist() == [sorted(order, key=lambda row: (-values[row], row))[:k]]

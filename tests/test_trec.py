@@ -1,10 +1,13 @@
 """TREC's files: what is written is read back, and what cannot be scored is refused with its line."""
 
 from pathlib import Path
+from typing import Any
 
 import ir_measures
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from askew import trec
 from askew.errors import DataError
@@ -105,3 +108,31 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_bytes(b"q Q0 \xff 1 1 x\n")
     with pytest.raises(DataError, match="utf-8"):
         trec.read_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("read", [trec.read_run, trec.read_qrels])
+@given(st.lists(st.text(st.sampled_from('q0ia1.5e\0"#é \t\r\u2028')).map(str.encode) | st.binary(max_size=20)))
+@example([b"q 0 i 1 x y z more"])
+def test_any_file_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, read: Any, lines: list[bytes]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(b"\n".join(lines))
+    try:
+        found = read(path)
+    except DataError:
+        return
+    assert len(found if isinstance(found, dict) else found.query_ids)
+
+
+IDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"]), min_size=1, max_size=5)
+JUDGED = st.dictionaries(IDS, st.dictionaries(IDS, st.integers(-3, 2**40), min_size=1, max_size=4), min_size=1)
+
+
+@given(JUDGED)
+def test_any_judgments_are_read_back(
+    tmp_path_factory: pytest.TempPathFactory, qrels: dict[str, dict[str, int]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "judged"
+    trec.write_qrels(path, qrels)
+    assert trec.read_qrels(path) == qrels

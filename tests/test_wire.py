@@ -1,6 +1,7 @@
 """Calls over sockets: what goes over, who may call, and what happens when an end is gone, late, or strange."""
 
 import asyncio
+import contextlib
 import math
 import pickle
 from collections.abc import Callable, Coroutine
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import uvloop
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from askew import wire
@@ -250,3 +251,36 @@ def test_how_many_calls_were_under_way(run: Callable[..., Any]) -> None:
         return called.listener.ongoing() * seconds
 
     assert math.isclose(run(scenario), 4 * 0.5, rel_tol=0.3)
+
+
+ODD = [
+    b"\xc7\x01\x01\x05", b"\x81\x90\x01", b"\xc1", packed(wire.msgpack.ExtType(1, packed(("<f4", {"a": 1}, b"")))),
+    packed(wire.msgpack.ExtType(1, packed(("<f4", [1], "abcd")))), b"\x91" * 5000,
+]  # fmt: skip
+
+
+@given(st.binary(max_size=40) | st.sampled_from(ODD))
+@example(ODD[0])
+@example(ODD[1])
+@example(ODD[3])
+@example(ODD[4])
+def test_any_bytes_are_values_or_refused(payload: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        packed(unpacked(payload))
+
+
+def test_an_answer_that_cannot_be_read_fails_its_call_at_once(run: Callable[..., Any]) -> None:
+    async def scenario(called: Called) -> None:
+        async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            called.writers.append(writer)
+            await reader.readexactly(KEY_BYTES + HEAD.size)
+            writer.write(HEAD.pack(1, 1, wire.ANSWERED) + b"\xc1")
+
+        server = await asyncio.start_server(odd, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        called.connections.append(await Connection.open(Address(host, port, bytes(KEY_BYTES))))
+        with pytest.raises(RemoteError, match="cannot be read"):
+            await asyncio.wait_for(called.connections[-1].ask("double", 1, left_s=30), 5)
+        server.close()
+
+    run(scenario)

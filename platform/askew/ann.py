@@ -158,10 +158,13 @@ class Index:
     def read(cls, path: Path, design: Design) -> "Index":
         """Read an index file. Raises ArtifactError when it is none, or of another design."""
         do = "build the index again"
-        faiss.set_deserialization_loop_limit(MAX_LOOPS)
         try:
+            size = max(1, path.stat().st_size)  # a file holds no array that is larger, and no list without a byte
+            tables = 32 * design.lists * design.dim  # that IVFPQ makes of what it read
+            faiss.set_deserialization_vector_byte_limit(size + tables)
+            faiss.set_deserialization_loop_limit(min(size, MAX_LOOPS))
             index = faiss.read_index(str(path))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             raise ArtifactError(f"a FAISS index in {path}", " ".join(str(error).split())[:200], do) from error
         if index.d != design.dim or index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ArtifactError(

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 from pydantic import ValidationError
@@ -24,6 +24,7 @@ from askew.errors import ArtifactError, AskewError
 
 MANIFEST, WORK = "manifest.json", "work"
 FORMAT = 1
+MAX_NAME = 255  # bytes of a part of a path
 FULL = re.compile(r"No space left on device|Disk quota exceeded|requested and \d+ written")
 
 
@@ -166,11 +167,23 @@ def read(folder: Path, kind: str, *, verify: bool = True) -> Manifest:
 
     Raises ArtifactError naming the file when the folder is missing, of another kind or format, or altered.
     """
-    path = folder / MANIFEST
+    manifest = _manifest(folder / MANIFEST, f"an artifact of kind {kind!r}")
+    if manifest.kind != kind:
+        raise ArtifactError(f"kind {kind!r}", f"kind {manifest.kind!r} in {folder}", "name another folder")
+    if verify:
+        for name, file in manifest.files.items():
+            check(folder / name, file)
+            if name.endswith(f"/{MANIFEST}"):
+                part = (folder / name).parent
+                read(part, _manifest(part / MANIFEST, f"a part of {folder}").kind)
+    return manifest
+
+
+def _manifest(path: Path, wanted: str) -> Manifest:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ArtifactError(f"an artifact of kind {kind!r}", f"no {path}", "run the stage that makes it") from None
+        raise ArtifactError(wanted, f"no {path}", "run the stage that makes it") from None
     refuse_format(path, content, FORMAT, "make it again with this version of askew")
     try:
         manifest = Manifest.model_validate_json(content)
@@ -178,14 +191,16 @@ def read(folder: Path, kind: str, *, verify: bool = True) -> Manifest:
         raise ArtifactError(
             f"a manifest in {path}", f"{error.error_count()} errors in it", "make it again"
         ) from None
-    if manifest.kind != kind:
-        raise ArtifactError(f"kind {kind!r}", f"kind {manifest.kind!r} in {folder}", "name another folder")
-    if verify:
-        for name, file in manifest.files.items():
-            check(folder / name, file)
-            if name.endswith(f"/{MANIFEST}"):
-                _read_part((folder / name).parent)
+    if astray := [name for name in manifest.files if not inside(name)]:
+        raise ArtifactError(f"files inside of {path.parent}", repr(astray[0]), "make the artifact again")
     return manifest
+
+
+def inside(name: str) -> bool:
+    """Whether a name is of something below the folder that it is taken from, of a length that paths may have."""
+    path = PurePosixPath(name)
+    long = any(len(part.encode("utf-8", "replace")) > MAX_NAME for part in path.parts)
+    return bool(path.parts) and not (path.is_absolute() or ".." in path.parts or "\0" in name or long)
 
 
 def refuse_format(path: Path, content: bytes, known: int, do: str, unsaid: int | None = None) -> None:
@@ -196,7 +211,7 @@ def refuse_format(path: Path, content: bytes, known: int, do: str, unsaid: int |
     """
     try:
         told = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     if isinstance(told, dict) and (found := told.get("format", unsaid)) != known:
         by = f", written by askew {told['askew']}" if "askew" in told else ""
@@ -218,16 +233,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def kind_of(folder: Path) -> str:
-    """Read what kind of artifact a folder is. Raises ArtifactError when its manifest does not say it."""
-    try:
-        return str(json.loads((folder / MANIFEST).read_bytes())["kind"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise ArtifactError(f"an artifact's kind in {folder / MANIFEST}", found, "make it again") from None
-
-
-def _read_part(folder: Path) -> None:
-    read(folder, kind_of(folder))
+    """Read what kind of artifact a folder is. Raises ArtifactError when its manifest cannot be read."""
+    return _manifest(folder / MANIFEST, f"an artifact in {folder}").kind
 
 
 def check(path: Path, file: File) -> None:

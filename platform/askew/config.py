@@ -4,6 +4,7 @@ Knows nothing of any stage: each stage declares its own settings on top of `Sett
 """
 
 import difflib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from askew.errors import AskewError, ConfigError
 
+MAX_CHARACTERS, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 50  # of a file of settings
+
 
 class Settings(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound="Settings")
@@ -69,12 +72,12 @@ def main(kind: type[S], stage: Callable[[S], Mapping[str, Any]], doc: str) -> No
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of keys and values. Raises ConfigError when there is none, or it is something else."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("a settings file", f"none at {path}", "check the path") from None
     except OSError as error:
         raise ConfigError(f"a settings file at {path}", str(error.strerror), "check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         found = " ".join(str(error).split())
         raise ConfigError(f"YAML in {path}", found, "mend the line that it names") from None
     if values is None:
@@ -82,6 +85,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"key: value pairs in {path}", type(values).__name__, "mend the file")
     return values
+
+
+def _parsed(text: str) -> Any:
+    """Parse YAML. Raises ValueError, for what is none and for what is too large or nested too deep."""
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{len(text):,} characters, more than {MAX_CHARACTERS:,}")
+    try:
+        values = yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError(f"values nested more than {MAX_DEPTH} deep") from None
+    except Exception as error:  # the library raises whatever it stumbles over at odd dates, numbers and tags
+        raise ValueError(str(error) or type(error).__name__) from error
+    _refuse_bombs(values)
+    return values
+
+
+def _refuse_bombs(values: Any) -> None:
+    """Raise ValueError when aliases make more of a file than it has words, or values are nested too deep."""
+    level, size = [values], 0
+    for _ in range(MAX_DEPTH):
+        size += len(level)
+        if size > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES:,} values, those that aliases repeat counted each time")
+        inner = (one.values() if isinstance(one, dict) else one if isinstance(one, list) else () for one in level)
+        level = list(itertools.islice(itertools.chain.from_iterable(inner), MAX_VALUES + 1))
+    if level:
+        raise ValueError(f"values nested more than {MAX_DEPTH} deep")
 
 
 def change(values: dict[str, Any], override: str) -> None:
@@ -95,8 +125,8 @@ def change(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"a group of settings at {parent!r}", type(values).__name__, f"mend {override!r}")
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values[last] = _parsed(text)
+    except ValueError as error:
         raise ConfigError("a value of YAML", repr(override), "put it in quotes") from error
 
 

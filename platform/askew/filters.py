@@ -10,6 +10,7 @@ Shapes: N items.
 
 import json
 import operator
+import sys
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
@@ -88,8 +89,9 @@ def _scalar(bound: Any) -> pa.Scalar:
 def _like(values: list[Any], kind: pa.DataType) -> pa.Array:
     """Values as the column's type has them; a number that it cannot hold equals none of it."""
     if pa.types.is_integer(kind):
-        bound = 1 << (kind.bit_width - 1)
-        return pa.array([int(v) for v in values if v == int(v) and -bound <= v < bound], kind)
+        least = 0 if pa.types.is_unsigned_integer(kind) else -(1 << (kind.bit_width - 1))
+        above = least + (1 << kind.bit_width)
+        return pa.array([int(v) for v in values if v == int(v) and least <= v < above], kind)
     return pa.array([float(v) for v in values] if pa.types.is_floating(kind) else values, kind)
 
 
@@ -163,12 +165,17 @@ def _kind(kind: pa.DataType) -> tuple[Callable[[Any], bool], str]:
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return _is_number, "a number"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return lambda value: isinstance(value, str), "a string"
+        return _is_text, "a string"
     return lambda value: False, f"nothing, for no filter compares {kind}"
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a string, and no half of a surrogate pair in it, which JSON may name and UTF-8 cannot."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))
 
 
 def _told(value: Any) -> str:

@@ -40,8 +40,9 @@ class Journal:
 
     def write(self, values: dict[str, float], step: int) -> None:
         """Note metrics of a step, and log what is not logged yet; without MLflow they wait here."""
-        with self._lines.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, "values": values}) + "\n")
+        with self._lines.open("ab") as stream:
+            stream.truncate(sum(map(len, self._whole())))  # what a crash cut short was never noted
+            stream.write(json.dumps({"step": step, "values": values}).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
         try:
@@ -49,9 +50,14 @@ class Journal:
         except RegistryError as error:
             print(f"askew: warning: metrics of step {step} wait on disk: {error}", flush=True)
 
+    def _whole(self) -> list[bytes]:
+        """The lines, without one at the end that was cut short."""
+        data = self._lines.read_bytes() if self._lines.is_file() else b""
+        return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+
     def send(self) -> None:
         """Log what is not logged yet. Raises RegistryError; what it did log is noted."""
-        lines = self._lines.read_text(encoding="utf-8").splitlines() if self._lines.is_file() else []
+        lines = self._whole()
         sent = json.loads(self._sent.read_bytes()) if self._sent.is_file() else 0
         run = self._run()
         if sent == len(lines) or not run:
@@ -87,9 +93,8 @@ class Journal:
 
     def history(self) -> list[tuple[int, dict[str, float]]]:
         """All that was noted, by step; of a step that was done twice, the last."""
-        lines = self._lines.read_text(encoding="utf-8").splitlines() if self._lines.is_file() else []
         found: dict[int, dict[str, float]] = {}
-        for line in lines:
+        for line in self._whole():
             entry = json.loads(line)
             found[entry["step"]] = found.get(entry["step"], {}) | entry["values"]
         return sorted(found.items())

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from askew import artifacts, segments
 from askew.ann import Rows, Vectors
@@ -42,9 +42,17 @@ class State(Settings):
 
     format: int = FORMAT
     index: str  # the key of the index that the changes are to
-    upto: int = 0  # the last change that the segments hold
-    segments: dict[str, str] | None = None  # all of them in order, with their keys; None: those of the index
+    upto: int = Field(default=0, ge=0)  # the last change that the segments hold
+    # all of them in order, with their keys; None: those of the index
+    segments: dict[str, str] | None = Field(default=None, min_length=1)
     dead: dict[str, artifacts.File] = Field(default_factory=dict)  # of a segment: the file of its deleted rows
+
+    @field_validator("segments", "dead")
+    @classmethod
+    def _inside(cls, named: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        if astray := [name for name in named or () if not artifacts.inside(name)]:
+            raise ValueError(f"{astray[0]!r} lies elsewhere")
+        return named
 
     def files(self) -> set[str]:
         """Name what lies beside the state."""

@@ -8,7 +8,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, NamedTuple, cast
 
 import pyarrow as pa
@@ -102,10 +102,14 @@ class Text(io.RawIOBase):
 
 def _names(place: Place, form: Form, text: "io.BufferedReader[io.RawIOBase]") -> list[str]:
     if form.header:
-        lines: Iterator[str] = (line.decode() for line in iter(lambda: text.readline(MAX_ROW_BYTES), b""))
+        lines: Iterable[str] = (line.decode() for line in iter(lambda: text.readline(MAX_ROW_BYTES), b""))
     else:
-        lines = iter(text.peek().decode(errors="replace").splitlines(keepends=True))
-    names = next(filter(None, _parse(lines, form)), [END])
+        lines = io.StringIO(text.peek().decode(errors="replace"), newline="")
+    try:
+        names = next(filter(None, _parse(lines, form)), [END])
+    except csv.Error as error:
+        do = "end each line by a line feed, and close each quote"
+        raise DataError(f"a first row of columns in {place.file}", str(error), do) from None
     if names == [END]:
         raise DataError(f"rows in {place.file}", "an empty file", "fill or remove it")
     if not form.header:
@@ -116,7 +120,8 @@ def _names(place: Place, form: Form, text: "io.BufferedReader[io.RawIOBase]") ->
     return names
 
 
-def _parse(lines: Iterator[str], form: Form) -> Iterator[list[str]]:
+def _parse(lines: Iterable[str], form: Form) -> Iterator[list[str]]:
+    csv.field_size_limit(MAX_ROW_BYTES)
     if form.quoted:
         return csv.reader(lines, delimiter=form.delimiter)
     return csv.reader(lines, delimiter=form.delimiter, quoting=csv.QUOTE_NONE)
@@ -128,6 +133,7 @@ def _rows(place: Place, form: Form, text: Text, names: Sequence[str], offset: in
         for batch in _reader(form, text, names, odd):
             table, bad = _checked(place, pa.Table.from_batches([batch]), text.any_invalid)
             yield from place.chunks(pa.concat_tables([table, odd.mended()]), bad + odd.taken())
+        yield from place.chunks(odd.mended(), odd.taken())  # of blocks in which no row was as it should be
     except pa.ArrowInvalid as error:
         found = " ".join(str(error).split())[:200]
         do = "close the quote that swallows the rows after it, or set quoted: false"
@@ -173,7 +179,7 @@ class _Odd:
         return "skip"
 
     def _mend(self, text: str) -> list[str]:
-        values = next(_parse(iter(text.splitlines(keepends=True)), self._form))
+        values = next(_parse([text], self._form))
         last = len(self._names) - 1
         return [*values[:last], self._form.delimiter.join(values[last:])]
 
@@ -198,7 +204,7 @@ def _checked(place: Place, table: pa.Table, any_invalid: bool) -> Chunk:
         if set(last[0].values()) != {END}:
             bad.append(_unclosed(place, "the last row", next(iter(last[0].values()))))
     if any_invalid:
-        broken = pa.array([False] * table.num_rows)
+        broken = pa.array([False] * table.num_rows, pa.bool_())
         for column in table.columns:
             broken = pc.or_(broken, pc.match_substring(column, INVALID).combine_chunks())
         for first in table.column(0).filter(broken).to_pylist():

@@ -52,7 +52,7 @@ def _plain(place: Place, table: pa.Table) -> Chunk:
 
     An image that Hugging Face's datasets wrote, a struct of bytes and path, becomes its bytes.
     """
-    columns, broken = {}, pa.array([False] * table.num_rows)
+    columns, broken = {}, pa.array([False] * table.num_rows, pa.bool_())
     for name, column in zip(table.column_names, table.columns, strict=True):
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if any(

@@ -23,8 +23,8 @@ MAX_MEMBER_BYTES = 50_000_000
 def read(place: Place) -> Iterator[Chunk]:
     """Read a tar file, compressed or not, as rows of item_id, image, title and the JSON's keys.
 
-    Set aside: unsafe_name, not_a_file, too_large, broken_json, unknown_member and more_than_one_image.
-    Raises DataError when the file is truncated or no tar file.
+    Set aside: unsafe_name, not_a_file, too_large, invalid_utf8, broken_json, unknown_member and
+    more_than_one_image. Raises DataError when the file is truncated or no tar file.
     """
     with place.open(raw=True) as stream:
         try:
@@ -76,6 +76,8 @@ def _keys(stream: IO[bytes], place: Place, set_aside: list[Bad]) -> Iterator[tup
 def _problem(member: tarfile.TarInfo) -> tuple[str, str] | None:
     if not member.isreg():
         return "not_a_file", "a link or a device, not a file"
+    if any("\ud800" <= c <= "\udfff" for c in member.name):
+        return "invalid_utf8", "a name that is no UTF-8"
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "unsafe_name", "a name that leads out of the archive"
     if member.size > MAX_MEMBER_BYTES:

@@ -30,8 +30,13 @@ SCHEMA = pa.schema([(name, pa.string()) for name in Bad._fields])
 
 def bad(kind: str, record_id: object, source: str, reason: str, message: str) -> Bad:
     """Make a record of what was set aside, its id and message cut to a length that a table can show."""
-    shown = "" if record_id is None else str(record_id).encode("utf-8", "replace").decode()[:MAX_ID]
-    return Bad(kind, shown, source, reason, message.encode("utf-8", "replace").decode()[:MAX_MESSAGE])
+    shown = "" if record_id is None else _utf8(str(record_id))[:MAX_ID]
+    return Bad(kind, shown, _utf8(source), reason, _utf8(message)[:MAX_MESSAGE])
+
+
+def _utf8(text: str) -> str:
+    """Text without halves of surrogate pairs, as a name on disk may hold them."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def table(records: Iterable[Bad]) -> pa.Table:

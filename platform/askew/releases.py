@@ -63,7 +63,7 @@ def find(version: Version, num_shards: int, model: Path) -> Release:
     """
     folder = version.index
     manifest = artifacts.read(folder, "index", verify=False)
-    if (made_by := manifest.inputs["model"]) != (key := version.tags.get(MODEL_KEY, "")):
+    if (made_by := manifest.inputs.get("model", "")) != (key := version.tags.get(MODEL_KEY, "")):
         raise ArtifactError(
             f"an index made by model {key[:12]}", f"one made by {made_by[:12]}", "run the index stage"
         )

@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from askew import artifacts, inputs
 from askew.ann import Design, Effort, Index, Vectors
+from askew.config import Settings
 from askew.errors import ArtifactError
 from askew.register import hashes
 
@@ -50,7 +51,10 @@ class Segment:
         """
         manifest = artifacts.read(folder, "segment", verify=verify)
         design = read_design(manifest.details, folder)
-        return cls(folder, design, manifest.inputs["release"], manifest.counts["items"], manifest.key)
+        try:
+            return cls(folder, design, manifest.inputs["release"], manifest.counts["items"], manifest.key)
+        except KeyError as error:
+            raise ArtifactError(f"what a segment tells in {folder}", f"no {error}", AGAIN) from None
 
     def index(self) -> Index:
         """Read the vectors. Raises ArtifactError when they are not those of this segment's items."""
@@ -110,6 +114,14 @@ def refuse_doubles(ids: pa.ChunkedArray, where: str) -> None:
 # --- an index, of many segments ------------------------------------------------------------------
 
 
+class _Told(Settings):
+    """What an index's manifest says of a segment."""
+
+    name: str
+    items: int = Field(ge=0)
+    key: str
+
+
 @dataclass(frozen=True)
 class Plan:
     """What an index's manifest says of it: its design, how hard it is searched, its release and its segments."""
@@ -137,12 +149,15 @@ class Plan:
         details = manifest.details
         try:
             effort, found = Effort.model_validate(details["effort"]), str(details["release"])
-            names = {one["name"]: one["key"] for one in details["segments"]}
+            told = [_Told.model_validate(one) for one in details["segments"]]
         except (KeyError, TypeError, ValidationError) as error:
             raise ArtifactError(f"what an index tells in {folder}", f"no {error}", AGAIN) from None
         if release is not None and found != release:
             raise ArtifactError(f"an index of release {release[:12]} in {folder}", f"one of {found[:12]}", AGAIN)
-        if len(names) < len(details["segments"]):
+        names = {one.name: one.key for one in told}
+        if not told or not all(map(artifacts.inside, names)):
+            raise ArtifactError(f"segments inside of {folder}", str(list(names)[:5]), AGAIN)
+        if len(names) < len(told):
             raise ArtifactError(f"each segment once in {folder}", "a name that stands there twice", AGAIN)
         return cls(folder, manifest.key, read_design(details, folder), effort, found, names, details)
 
@@ -238,5 +253,5 @@ def mapped(path: Path) -> pa.Table:
     """Map an Arrow file. Raises ArtifactError when it is none."""
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ArtifactError(f"an Arrow file in {path}", str(error), AGAIN) from error

@@ -118,6 +118,8 @@ def _skip_line(stream: IO[bytes]) -> int:
 def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Make a table of rows with any keys; a column of values that do not agree becomes text."""
     names = list(dict.fromkeys(name for row in rows for name in row))
+    if not names:
+        return pa.table({"": pa.nulls(len(rows))}).select([])
     return pa.table({name: _array([row.get(name) for row in rows]) for name in names})
 
 

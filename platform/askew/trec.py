@@ -5,6 +5,7 @@ scores by item id. Knows nothing of measures or models.
 """
 
 import csv
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,12 @@ def write_qrels(path: Path, qrels: Qrels) -> None:
 def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     wanted, do = f"lines of {len(columns)} columns ({' '.join(columns)}) in {path}", "write it in TREC's form"
     try:
-        table = pd.read_csv(
-            path, sep=r"\s+", header=None, names=list(range(len(columns) + 1)), dtype=str, keep_default_na=False,
-            quoting=csv.QUOTE_NONE, encoding="utf-8", encoding_errors="strict",
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # of a line that is too long, refused below
+            table = pd.read_csv(
+                path, sep=r"\s+", header=None, names=list(range(len(columns) + 1)), dtype=str, index_col=False,
+                keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8", encoding_errors="strict",
+            )  # fmt: skip
     except FileNotFoundError:
         raise DataError(f"a file {path}", "none", "check the path") from None
     except (pd.errors.ParserError, UnicodeDecodeError) as error:

@@ -234,10 +234,15 @@ class Connection(_Framed):
         answer = self._waiting.pop(number, None)
         if answer is None or answer.done():
             return
+        try:
+            told = unpacked(payload)
+        except ValueError as error:  # else it would wait for ever: it is not among those that wait any more
+            answer.set_exception(RemoteError(f"an answer that cannot be read: {error}"))
+            return
         if kind == ANSWERED:
-            answer.set_result(unpacked(payload))
+            answer.set_result(told)
         else:
-            answer.set_exception(RemoteError(unpacked(payload)))
+            answer.set_exception(RemoteError(told))
 
     def connection_lost(self, error: Exception | None) -> None:
         for answer in self._waiting.values():
@@ -258,7 +263,10 @@ def packed(value: object) -> bytes:
 
 def unpacked(payload: bytes) -> Any:
     """Unpack what `packed` made, lists for tuples. Raises ValueError for what it did not make."""
-    return msgpack.unpackb(payload, ext_hook=_unpacked, strict_map_key=False)
+    try:
+        return msgpack.unpackb(payload, ext_hook=_unpacked, strict_map_key=False)
+    except (TypeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"no packed values: {error}") from error
 
 
 def _array(value: object) -> msgpack.ExtType:
