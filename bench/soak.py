@@ -344,12 +344,12 @@ def soaked(stage: Stage, rights: Path, minutes: float, memory: watch.Memory) -> 
 
 def served(home: Path, stack: bench.Cluster, made: Mapping[str, bench.Release], seed: int) -> tuple[Stage, Path]:
     """Register both releases, deploy the endpoint, and write what is right of them."""
-    registry, of = Registry(stack.mlflow), dict[Version, bench.Release]()
+    registry, versions = Registry(stack.mlflow), list[Version]()
     for name, release in made.items():
         tags = {"askew.index": str(release.index), "askew.release": "bench"}
         run = registry.start_run("bench", name, {}, {})
-        of[registry.register(MODEL, release.model, run, tags)] = release
-    versions = [*of]
+        versions.append(registry.register(MODEL, release.model, run, tags))
+    of = {version.version: release for version, release in zip(versions, made.values(), strict=True)}
     registry.promote(versions[0], CHAMPION)
     args = {
         "model": MODEL, "cache": str(home / "models"), "num_shards": bench.NUM_SHARDS, "cached_results": 0,
@@ -358,9 +358,9 @@ def served(home: Path, stack: bench.Cluster, made: Mapping[str, bench.Release], 
     }  # fmt: skip
     server = bench.deployed(stack, "soak", "askew.serving:build", args, {})
     rights = home / "right.json"
-    rights.write_text(json.dumps(right({version.version: release for version, release in of.items()})))
+    rights.write_text(json.dumps(right(of)))
     client = Client(stack.endpoint, timeout_s=30)
-    indexes = {version.version: release.index for version, release in of.items()}
+    indexes = {version: release.index for version, release in of.items()}
     return Stage(stack, server, client, versions, indexes, random.Random(seed)), rights
 
 
@@ -386,7 +386,7 @@ def main(
     items: Annotated[int, typer.Option(help="products of each index")] = 50_000,
 ) -> None:
     """Load, disturb, stop, and print what came of it."""
-    began, memory = time.monotonic(), watch.Memory(settle_s=min(60.0, 12 * minutes))
+    began, memory = time.monotonic(), watch.Memory(min(60.0, 12 * minutes), min(10.0, 2 * minutes))
     with watch.own_temporary() as folder:
         shared, home = watch.shared(), folder / "home"
         made = bench.releases(home / "made", items, NAMES, kind="flat")

@@ -3,8 +3,8 @@
 Memory is that which a process has for itself and no file backs (resident less shared): what leaks, leaks there.
 Processes are born and die meanwhile, and a young one grows until it is warm. So a slope is taken within each
 process, from so many seconds after its birth; of all processes of a kind together it is the median of all slopes
-between two points (Theil and Sen), with its 95 % interval. Points are medians of ten seconds, since samples beside
-each other tell the same. Knows nothing of what the processes do.
+between two points (Theil and Sen), with its 95 % interval. Points are medians of some seconds, since samples
+beside each other tell the same. Knows nothing of what the processes do.
 """
 
 import os
@@ -21,7 +21,7 @@ import psutil
 from numpy.typing import NDArray
 from scipy import stats
 
-BLOCK_S, LEAST = 10.0, 4  # seconds of a point; a process of fewer points says nothing of a slope
+LEAST = 4  # points; a process of fewer says nothing of a slope
 SHARED = Path("/dev/shm")  # noqa: S108
 HOUR_S, MIB = 3600.0, 1 << 20
 Floats = NDArray[np.float64]
@@ -39,8 +39,9 @@ class Slope(NamedTuple):
 class Memory:
     """Samples of processes' memory, and every process that was ever seen."""
 
-    def __init__(self, settle_s: float) -> None:
-        self.settle_s, self.seen = settle_s, set[psutil.Process]()
+    def __init__(self, settle_s: float, block_s: float) -> None:
+        """Of each process the first seconds do not count, and each point is of so many."""
+        self._settle_s, self._block_s, self.seen = settle_s, block_s, set[psutil.Process]()
         self._samples: dict[tuple[str, psutil.Process], list[tuple[float, int]]] = defaultdict(list)
 
     def sample(self, processes: Mapping[psutil.Process, str], counts: bool = True) -> float:
@@ -51,7 +52,7 @@ class Memory:
             with suppress(psutil.Error):
                 told = process.memory_info()
                 total += told.rss - told.shared
-                if counts and now - process.create_time() >= self.settle_s:
+                if counts and now - process.create_time() >= self._settle_s:
                     self._samples[kind, process].append((now, told.rss - told.shared))
         return total / MIB
 
@@ -59,16 +60,16 @@ class Memory:
         """The slope of each kind: that of one of its processes, times how many there were on average."""
         points: dict[str, list[tuple[Floats, Floats]]] = defaultdict(list)
         for (kind, _), samples in self._samples.items():
-            at, mib = blocks(np.array(samples))
+            at, mib = blocks(np.array(samples), self._block_s)
             if len(at) >= LEAST:
                 points[kind].append((at, mib))
-        span_s = max((at[-1] - at[0] for of in points.values() for at, _ in of), default=0.0) + BLOCK_S
+        span_s = max((at[-1] - at[0] for of in points.values() for at, _ in of), default=0.0)
         return {kind: slope_of(of, span_s) for kind, of in sorted(points.items())}
 
 
-def blocks(samples: Floats) -> tuple[Floats, Floats]:
+def blocks(samples: Floats, block_s: float) -> tuple[Floats, Floats]:
     """Medians (at, MiB) of blocks of seconds, of samples (N, 2) of a time and bytes."""
-    number = (samples[:, 0] // BLOCK_S).astype(np.int64)
+    number = (samples[:, 0] // block_s).astype(np.int64)
     each = [samples[number == one] for one in np.unique(number)]
     at, size = np.array([np.median(one, axis=0) for one in each]).T
     return at, size / MIB
@@ -79,7 +80,7 @@ def slope_of(processes: Iterable[tuple[Floats, Floats]], span_s: float) -> Slope
     processes = list(processes)
     at = np.concatenate([one - one.mean() for one, _ in processes])
     mib = np.concatenate([one - np.median(one) for _, one in processes])
-    count = sum(one[-1] - one[0] + BLOCK_S for one, _ in processes) / span_s
+    count = sum(one[-1] - one[0] for one, _ in processes) / span_s
     slope, _, low, high = stats.theilslopes(mib, at / HOUR_S, 0.95)
     size = float(np.mean(np.concatenate([one for _, one in processes])))
     return Slope(*(float(count * value) for value in (slope, low, high, size)))
