@@ -69,7 +69,7 @@ chaos: .venv/installed-bench ## kill the endpoint's processes under load, as one
 fuzz: .venv/installed-fuzz ## throw damaged and made-up input at what reads it, as one line of JSON; MINUTES=1 for each target
 	@$(BIN)/python tests/fuzz/run.py $(if $(MINUTES),--minutes $(MINUTES)) $(OPTIONS)
 
-soak: .venv/installed-bench ## half load with switches, changes and kills, as one line of JSON; MINUTES=60, SEED=1
+soak: install ## half load with switches, changes and kills, as one line of JSON; MINUTES=60, SEED=1
 	@$(BIN)/python bench/soak.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(OPTIONS)
 
 paper-table: install ## both papers' rows under one budget, into docs/results.md; DATA=folder, and OPTIONS='--steps 600 …'

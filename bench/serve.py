@@ -33,7 +33,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1",
+    "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+}  # fmt: skip
 
 import httpx
 import load
@@ -45,6 +48,7 @@ import typer
 import yaml
 from load import Load
 from prepare import at_least, at_most, say
+from world import World
 
 from askew import ann, artifacts, drawn, local, segments, tuning
 from askew.inputs import Tokens
@@ -87,8 +91,6 @@ def releases(
 
     All have the same vectors and items; those of a number after the name are of other items.
     """
-    from index import World
-
     say(f"making up {num_items:,} items")
     world = World(num_items, DIM)
     vectors = world.vectors(0, num_items)
