@@ -98,14 +98,13 @@ def together(slopes: Mapping[str, Slope]) -> Slope:
 
 @contextmanager
 def own_temporary() -> Iterator[Path]:
-    """Have this process and its children use a temporary folder of their own, which is removed at the end."""
-    before = os.environ.get("TMPDIR")
-    with tempfile.TemporaryDirectory(prefix="s-") as folder:  # short: sockets lie below it
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
+    """Have all children of this process use a temporary folder of their own, which is removed at the end."""
+    before, tempfile.tempdir = os.environ.get("TMPDIR"), tempfile.gettempdir()  # ours stays what it was
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        os.environ["TMPDIR"] = folder
         try:
             yield Path(folder)
         finally:
-            tempfile.tempdir = None
             os.environ.pop("TMPDIR")
             if before is not None:
                 os.environ["TMPDIR"] = before
@@ -137,5 +136,10 @@ def unused(names: Iterable[str]) -> list[str]:
 
 
 def left_in(folder: Path) -> list[str]:
-    """What lies in a folder, and drafts (names that begin with a dot) anywhere below it."""
-    return sorted({str(path.relative_to(folder)) for path in (*folder.iterdir(), *folder.rglob(".*"))})
+    """What lies in a folder; nothing where there is none."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def drafts(folder: Path) -> list[str]:
+    """What somebody began below a folder and neither ended nor cleared: names that begin with a dot."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
