@@ -146,8 +146,10 @@ class Switches:
         if self.waiting:
             return
         self.wanted, self._moved, self.waiting = self.other, time.monotonic(), True
-        version = next(one for one in self._stage.versions if one.version == self.wanted)
-        self._registry.promote(version, CHAMPION)
+        self._registry.promote(self._version(self.wanted), CHAMPION)
+
+    def _version(self, number: str) -> Version:
+        return next(one for one in self._stage.versions if one.version == number)
 
     def look(self) -> None:
         """See whether the last move came to pass. Raises RuntimeError when it takes too long."""
@@ -158,8 +160,16 @@ class Switches:
             self.waiting, self._since = False, time.monotonic()
             self._stage.said["switches"] += 1
             self.slowest_s = max(self.slowest_s, took)
+        elif told.candidate and told.candidate.reasons[:1] and "rolled back" in told.candidate.reasons[0]:
+            self._brought_back(told.model.version)
         elif took > PATIENCE_S:
             raise RuntimeError(f"version {self.wanted} is not live after {PATIENCE_S:.0f} s: {told!r}")
+
+    def _brought_back(self, version: str) -> None:
+        """Put the alias back too, where the release before came back: a kill made the other look bad."""
+        self._stage.said["brought_back"] += 1
+        self.wanted, self.waiting, self._since = version, False, time.monotonic()
+        self._registry.promote(self._version(version), CHAMPION)
 
     def come_to_pass(self) -> None:
         """Wait until the last move has."""
@@ -329,7 +339,7 @@ def soaked(stage: Stage, rights: Path, minutes: float, memory: watch.Memory) -> 
     wanted = Load(stage.server.url, asked, bench.MANY, most / 2, 60 * minutes, k=K, right=str(rights))
     running = load.start(wanted)
     doings = [(2 * short, sample), (0.3, switches.look), (0.7, changes.turn), (10.0, tell),
-              (30 * short, switches.move), (40 * short, kills.kill)]  # fmt: skip
+              (max(15.0, 30 * short), switches.move), (max(12.0, 40 * short), kills.kill)]  # fmt: skip
     regularly(doings, started + 60 * minutes)
     outcomes = running.wait()
     for number in range(len(stage.versions)):
@@ -362,7 +372,7 @@ def served(home: Path, stack: bench.Cluster, made: Mapping[str, bench.Release], 
     server = bench.deployed(stack, "soak", "askew.serving:build", args, {})
     rights = home / "right.json"
     rights.write_text(json.dumps(right(of)))
-    client = Client(stack.endpoint, timeout_s=30)
+    client = Client(stack.endpoint, timeout_s=10)
     indexes = {version: release.index for version, release in of.items()}
     return Stage(stack, server, client, versions, indexes, random.Random(seed)), rights
 
