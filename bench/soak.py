@@ -397,6 +397,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="how long it is under load")] = 5,
     seed: Annotated[int, typer.Option(help="of what is killed and changed")] = 1,
     items: Annotated[int, typer.Option(help="products of each index")] = 50_000,
+    check: Annotated[bool, typer.Option("--check", help="exit with 1 when a target does not hold")] = False,
 ) -> None:
     """Load, disturb, stop, and print what came of it."""
     began, memory = time.monotonic(), watch.Memory(min(60.0, 12 * minutes), min(10.0, 2 * minutes))
@@ -419,7 +420,9 @@ def main(
             "load_average": [round(one, 1) for one in os.getloadavg()],
             "seconds": round(time.monotonic() - began, 1),
         }  # fmt: skip
-    print(json.dumps({"figures": figures, "targets": judged(figures)}), flush=True)
+    targets = judged(figures)
+    print(json.dumps({"figures": figures, "targets": targets}), flush=True)
+    raise typer.Exit(check and not all(target["holds"] for target in targets.values()))
 
 
 if __name__ == "__main__":
