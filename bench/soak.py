@@ -422,7 +422,7 @@ def main(
         }  # fmt: skip
     targets = judged(figures)
     print(json.dumps({"figures": figures, "targets": targets}), flush=True)
-    raise typer.Exit(check and not all(target["holds"] for target in targets.values()))
+    raise typer.Exit(int(check and not all(target["holds"] for target in targets.values())))
 
 
 if __name__ == "__main__":
