@@ -55,7 +55,7 @@ KILLED = ("shard", "encoder", "ingress", "items", "switch", "controller")
 CONTROLLER, REPLICA = "ray::ServeController", "ray::ServeReplica:search:"
 TOUCHED = 50  # products of the catalogue that are changed, and as many new ones
 APART = 1e-5  # scores that are nearer to each other may change places in another batch
-PREVIOUS_S, CALM_S, PATIENCE_S = 3.0, 5.0, 90.0
+PREVIOUS_S, WATCHED_S, CALM_S, PATIENCE_S = 3.0, 2.0, 6.0, 90.0
 GROWTH = 0.01  # of memory while it runs: what fills up and then stays, such as caches, takes less
 TWO, ONE = ({"scaling": {"min_replicas": n, "max_replicas": n}} for n in (2, 1))
 
@@ -152,15 +152,16 @@ class Switches:
         return next(one for one in self._stage.versions if one.version == number)
 
     def look(self) -> None:
-        """See whether the last move came to pass. Raises RuntimeError when it takes too long."""
-        if not self.waiting or (told := self._stage.live()) is None:
+        """See whether the last move came to pass, and stays. Raises RuntimeError when it takes too long."""
+        if self.calm or (told := self._stage.live()) is None:
             return
-        took = time.monotonic() - self._moved
+        took, candidate = time.monotonic() - self._moved, told.candidate
         if told.model.version == self.wanted:
-            self.waiting, self._since = False, time.monotonic()
-            self._stage.said["switches"] += 1
-            self.slowest_s = max(self.slowest_s, took)
-        elif told.candidate and told.candidate.reasons[:1] and "rolled back" in told.candidate.reasons[0]:
+            if self.waiting:
+                self.waiting, self._since = False, time.monotonic()
+                self._stage.said["switches"] += 1
+                self.slowest_s = max(self.slowest_s, took)
+        elif candidate and candidate.reasons and candidate.reasons[0].startswith("rolled back"):
             self._brought_back(told.model.version)
         elif took > PATIENCE_S:
             raise RuntimeError(f"version {self.wanted} is not live after {PATIENCE_S:.0f} s: {told!r}")
@@ -231,7 +232,7 @@ class Changes:
         self.slowest_s = max(self.slowest_s, waited)
 
     def _found(self, version: str, ids: Sequence[str]) -> list[str] | None:
-        """Which of these products are there and should not be, or the other way round; None: nobody answers."""
+        """Which of these products are there and should not be, or the other way round; None: no answer of all."""
         try:
             told = self._stage.client.search(
                 "mug", k=100, filter={"item_id": [*ids]}, version=version, require_full=True
@@ -367,7 +368,7 @@ def served(home: Path, stack: bench.Cluster, made: Mapping[str, bench.Release], 
     args = {
         "model": MODEL, "cache": str(home / "models"), "num_shards": bench.NUM_SHARDS, "cached_results": 0,
         "writes": True, "ingress": TWO, "encoder": TWO, "shard": ONE,
-        "switch": {"previous_s": PREVIOUS_S, "watched_s": PREVIOUS_S},
+        "switch": {"previous_s": PREVIOUS_S, "watched_s": WATCHED_S},
     }  # fmt: skip
     server = bench.deployed(stack, "soak", "askew.serving:build", args, {})
     rights = home / "right.json"
