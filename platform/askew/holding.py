@@ -6,6 +6,7 @@ loaded, or of who decides.
 """
 
 import asyncio
+import atexit
 import contextvars
 import gc
 import sys
@@ -46,6 +47,7 @@ class Holder(Generic[H]):
         """Load what is served, and from now on what is told. Raises what loading it raised."""
         telemetry.escape()
         gc.freeze()  # what is imported stays; looking for garbage is short then
+        atexit.register(gc.unfreeze)  # vendors complain of what is still there at the end
         while not self.orders:
             await self._ask()
             if not self.orders:
