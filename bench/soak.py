@@ -367,7 +367,7 @@ def served(home: Path, stack: bench.Cluster, made: Mapping[str, bench.Release], 
     registry.promote(versions[0], CHAMPION)
     args = {
         "model": MODEL, "cache": str(home / "models"), "num_shards": bench.NUM_SHARDS, "cached_results": 0,
-        "writes": True, "ingress": TWO, "encoder": TWO, "shard": ONE,
+        "writes": True, "open_writes": True, "ingress": TWO, "encoder": TWO, "shard": ONE,
         "switch": {"previous_s": PREVIOUS_S, "watched_s": WATCHED_S},
     }  # fmt: skip
     server = bench.deployed(stack, "soak", "askew.serving:build", args, {})
