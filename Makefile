@@ -11,7 +11,7 @@ demo_options = --home $(HOME_DIR) \
 	$(if $(DASHBOARD_PORT),--dashboard-port $(DASHBOARD_PORT)) $(if $(GCS_PORT),--gcs-port $(GCS_PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop test check audit sbom docs bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos chaos-release fuzz paper-table install dev
+.PHONY: help demo stop test check audit sbom docs bench-prepare bench-train bench-evaluate bench-index bench-encoder bench-serve chaos chaos-release soak fuzz paper-table install dev
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ chaos: .venv/installed-bench ## kill the endpoint's processes under load, as one
 
 fuzz: .venv/installed-fuzz ## throw damaged and made-up input at what reads it, as one line of JSON; MINUTES=1 for each target
 	@$(BIN)/python tests/fuzz/run.py $(if $(MINUTES),--minutes $(MINUTES)) $(OPTIONS)
+
+soak: install ## half load with switches, changes and kills, as one line of JSON; MINUTES=60, SEED=1
+	@$(BIN)/python bench/soak.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(OPTIONS)
 
 paper-table: install ## both papers' rows under one budget, into docs/results.md; DATA=folder, and OPTIONS='--steps 600 …'
 	@$(if $(DATA),,echo "askew: error: wanted a catalogue's folder; found none; give it as DATA=…" >&2; exit 2;) \

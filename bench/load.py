@@ -12,7 +12,7 @@ is an outcome too. In Python:
     ...                                         # kill something
     outcomes = running.wait()                   # times on the clock of time.monotonic(), of any process here
 
-Knows nothing of what answers.
+Knows nothing of what answers, but what is right where that is told (`Load.right`).
 """
 
 import asyncio
@@ -25,6 +25,7 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
 REAL_QUERIES = HERE.parents[1] / "shared" / "data" / "wands_queries" / "query.csv"
-OK, BROKEN, HUNG = 200, 0, -1  # statuses; the last two are ours: the connection broke, no answer in time
+OK, BROKEN, HUNG, WRONG = 200, 0, -1, -2  # statuses; ours: connection broke, none in time, answered but not right
 ROW = [("due", "f8"), ("sent", "f8"), ("done", "f8"), ("status", "i2"), ("degraded", "?")]
 PERCENTILES = (50, 90, 99, 99.9)
 IDLE_S = 1.0  # a connection that has not been used for so long may have been closed at the other end
@@ -58,6 +59,7 @@ class Load:
     k: int = 10
     patience_s: float = 10  # after which a request counts as hung
     seed: int = 0
+    right: str = ""  # a file by which each answer is held: see `Right`
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,17 @@ class Outcomes:
         """Count what became of them; errors by status."""
         status, count = np.unique(self.rows["status"], return_counts=True)
         found = dict(zip(status.tolist(), count.tolist(), strict=True))
-        ok, hung = found.pop(OK, 0), found.pop(HUNG, 0)
+        ok, hung, wrong = found.pop(OK, 0), found.pop(HUNG, 0), found.pop(WRONG, 0)
         errors = {"broken" if status == BROKEN else str(status): count for status, count in found.items()}
         degraded = int(self.rows["degraded"].sum())
-        return {"requests": len(self), "ok": ok, "degraded": degraded, "hung": hung, "errors": errors}
+        return {
+            "requests": len(self),
+            "ok": ok,
+            "degraded": degraded,
+            "hung": hung,
+            "wrong": wrong,
+            "errors": errors,
+        }
 
 
 def percentiles(latencies_ms: Floats) -> dict[str, float]:
@@ -174,11 +183,36 @@ def child() -> None:
     """Read a load, do it, and write what came of it."""
     load = Load(**json.loads(sys.stdin.buffer.readline()))
     gc.disable()  # a pause of ours would look like one of the server's
-    rows = uvloop.run(Asking(load).run())
-    np.save(sys.stdout.buffer, np.array(rows, dtype=ROW))
+    columns = np.array(uvloop.run(Asking(load).run())).reshape(-1, len(ROW)).T
+    rows = np.empty(columns.shape[1], dtype=ROW)
+    for (name, _), column in zip(ROW, columns, strict=True):
+        rows[name] = column
+    np.save(sys.stdout.buffer, rows)
 
 
 # --- in that process -----------------------------------------------------------------------------
+
+
+class Right:
+    """What each release must find, by which answers are held.
+
+    The file is JSON: "right" has, for each version, each query and each number of shards that answered, the lists
+    of ids of which the answer's must be one; "apart" are ids that may change meanwhile, of which nothing is said.
+    """
+
+    def __init__(self, path: str) -> None:
+        told = json.loads(Path(path).read_bytes())
+        self._lists, self._apart = told["right"], {*told["apart"]}
+
+    def holds(self, query: str, k: int, body: bytes) -> bool:
+        """Whether an answer has k hits, in order, and they are those of the release that it names."""
+        told = json.loads(body)
+        hits, scores = [hit["item_id"] for hit in told["hits"]], [hit["score"] for hit in told["hits"]]
+        said = [item_id for item_id in hits if item_id not in self._apart]
+        lists = self._lists.get(told["model"]["version"], {}).get(query, {})
+        some = lists.get(str(told["coverage"]["answered"]), [])
+        ordered = scores == sorted(scores, reverse=True)
+        return ordered and len({*hits}) == k and any(said == one[: len(said)] for one in some)
 
 
 class Answered(NamedTuple):
@@ -257,10 +291,11 @@ class Asking:
         self._requests = itertools.cycle(list(_requests(load, address.path or "/", address.netloc)))
         self._idle: list[Connection] = []
         self._room = asyncio.Semaphore(load.connections)
-        self._rows: list[tuple[float, float, float, int, bool]] = []
+        self._rows = array("d")  # of an hour there are millions
+        self._right = Right(load.right) if load.right else None
         self._end = 0.0
 
-    async def run(self) -> list[tuple[float, float, float, int, bool]]:
+    async def run(self) -> "array[float]":
         """Ask until the time is over or SIGTERM comes, then wait for what is under way."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
         self._end = time.monotonic() + self._load.seconds
@@ -299,18 +334,24 @@ class Asking:
             async with asyncio.timeout(self._load.patience_s + due - time.monotonic()), self._room:
                 connection = await self._connection()
                 sent = time.monotonic()
-                answer = await connection.ask(next(self._requests))
-                status, degraded = answer.status, DEGRADED.search(answer.body) is not None
+                query, request = next(self._requests)
+                answer = await connection.ask(request)
+                status, degraded = self._judged(query, answer), DEGRADED.search(answer.body) is not None
         except OSError as error:  # TimeoutError is one
             status = HUNG if isinstance(error, TimeoutError) else BROKEN
             if connection is not None:
                 connection.close()
         done = time.monotonic()
-        self._rows.append((due, sent, done, status, degraded))
+        self._rows.extend((due, sent, done, status, degraded))
         if connection is not None and connection.open:
             connection.used = done
             self._idle.append(connection)
-        return status > 0
+        return status not in (BROKEN, HUNG)
+
+    def _judged(self, query: str, answer: Answered) -> int:
+        if answer.status != OK or self._right is None or self._right.holds(query, self._load.k, answer.body):
+            return answer.status
+        return WRONG
 
     async def _connection(self) -> Connection:
         """Take the connection that was used last, or a new one."""
@@ -323,12 +364,12 @@ class Asking:
         return made[1]
 
 
-def _requests(load: Load, path: str, host: str) -> Iterator[bytes]:
+def _requests(load: Load, path: str, host: str) -> Iterator[tuple[str, bytes]]:
     order = np.random.default_rng(load.seed).permutation(len(load.queries))
     for number in order.tolist():
         body = json.dumps({"query": load.queries[number], "k": load.k}).encode()
         head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
-        yield f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+        yield load.queries[number], f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 if __name__ == "__main__":

@@ -33,7 +33,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1",
+    "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+}  # fmt: skip
 
 import httpx
 import load
@@ -45,6 +48,7 @@ import typer
 import yaml
 from load import Load
 from prepare import at_least, at_most, say
+from world import World
 
 from askew import ann, artifacts, drawn, local, segments, tuning
 from askew.inputs import Tokens
@@ -80,13 +84,13 @@ class Release:
     index: Path
 
 
-def releases(root: Path, num_items: int, names: Sequence[str] = tuple(TOWERS)) -> dict[str, Release]:
+def releases(
+    root: Path, num_items: int, names: Sequence[str] = tuple(TOWERS), kind: ann.Kind = "ivf_rabitq"
+) -> dict[str, Release]:
     """Make up models, and an index for each: "tiny" and "minilm", or "tiny-1" and so on of other weights.
 
     All have the same vectors and items; those of a number after the name are of other items.
     """
-    from index import World
-
     say(f"making up {num_items:,} items")
     world = World(num_items, DIM)
     vectors = world.vectors(0, num_items)
@@ -98,7 +102,7 @@ def releases(root: Path, num_items: int, names: Sequence[str] = tuple(TOWERS)) -
     items = products.take(pa.array(np.arange(num_items) % len(products)))
     items = items.add_column(0, "item_id", pa.array([f"item-{number:08d}" for number in range(num_items)]))
     tokens = Tokens.train([*(item.title for item in shop.items), *asked], TOWERS["tiny"].vocabulary)
-    build = Build(vectors, items, world.queries(vectors, 256))
+    build = Build(vectors, items, world.queries(vectors, 256), kind)
     models = {name: model(root, name, tokens, asked) for name in names}
     return {
         name: Release(f"bench-{name}", folder, build.place(root, folder, numbered(name)))
@@ -127,10 +131,10 @@ def model(root: Path, name: str, tokens: Tokens, asked: Sequence[str]) -> Path:
 class Build:
     """The building of an index, as the index stage does it, from vectors that are there."""
 
-    def __init__(self, vectors: ann.Vectors, items: pa.Table, queries: ann.Vectors) -> None:
+    def __init__(self, vectors: ann.Vectors, items: pa.Table, queries: ann.Vectors, kind: ann.Kind) -> None:
         ann.threads(os.cpu_count() or 1)
         self._vectors, self._items = vectors, items
-        design = tuning.design(tuning.IndexKindSettings(kind="ivf_rabitq"), len(vectors), DIM)
+        design = tuning.design(tuning.IndexKindSettings(kind=kind), len(vectors), DIM)
         self._empty = ann.Index.trained(design, vectors[: ann.sample_size(design)])
         self._effort = self._tuned(design, queries)
         say(f"{design.factory}, {self._effort}")
@@ -196,7 +200,8 @@ class Cluster(local.Stack):
     def environment(self) -> dict[str, str]:
         """What every process finds in its environment."""
         kept = {name: value for name, value in super().environment.items() if not name.startswith("RAY_SERVE_")}
-        return kept | {"PYTHONPATH": str(HERE)}
+        path = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return kept | {"PYTHONPATH": os.pathsep.join(path)}
 
     def serving(self) -> dict[str, str]:
         """What Ray is started with beside it."""

@@ -1,6 +1,8 @@
 """A replica holds what it is told to: what is live first, others beside it, and none for longer than needed."""
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -64,6 +66,34 @@ def test_what_is_not_told_any_more_goes_after_a_while(monkeypatch: pytest.Monkey
         await until(lambda: OLD.key in one)
 
     asyncio.run(scenario())
+
+
+class Knot:
+    """Something that holds itself, as objects do that hand their own methods on."""
+
+    def __init__(self, one: Release) -> None:
+        self.release, self.own = one, self.__init__  # type: ignore[misc]
+
+
+def test_what_has_gone_is_in_memory_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "GRACE_S", 0.05)
+
+    async def scenario() -> None:
+        switch = FakeSwitch(OLD, NEW)
+        one = holder(switch, Knot)
+        await one.start()
+        await until(lambda: NEW.key in one)
+        kept = weakref.ref(one[NEW.key])
+        switch.releases = [OLD]
+        await until(lambda: NEW.key not in one)
+        assert kept() is None
+
+    gc.disable()
+    try:
+        asyncio.run(scenario())
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def test_what_cannot_be_loaded_is_told_and_tried_again_when_it_is_told_again() -> None:

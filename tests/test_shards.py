@@ -1,7 +1,9 @@
 """Shards against an exact search in plain Python: any split and number of shards, every kind, ties, filters."""
 
+import gc
 import itertools
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -376,3 +378,18 @@ def test_without_a_gpu_nothing_changes_and_with_one_the_same_is_found(kind: str)
     scores, rows = index.search(queries, 10, Effort(lists=4))
     np.testing.assert_array_equal(rows, before[1])
     np.testing.assert_allclose(scores, before[0], rtol=1e-5)
+
+
+def test_what_is_let_go_of_leaves_memory_at_once(tmp_path: Path) -> None:
+    """Garbage of a large process is looked for so seldom that indexes would pile up with each release."""
+    folder = make(tmp_path, np.eye(4, dtype=np.float32), list("abcd"), [2])
+    shard = Shard(Plan.read(folder))
+    shard.search(np.ones((1, 4), np.float32), 2, {"colour": "red"})
+    shard.upsert(np.ones((1, 4), np.float32), items(["e"]).cast(shard._parts[0].items.schema))
+    kept = [weakref.ref(part.index) for part in shard._every]
+    gc.disable()
+    try:
+        del shard
+        assert [one() for one in kept] == [None, None]
+    finally:
+        gc.enable()

@@ -6,7 +6,9 @@ loaded, or of who decides.
 """
 
 import asyncio
+import atexit
 import contextvars
+import gc
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -44,6 +46,8 @@ class Holder(Generic[H]):
     async def start(self) -> None:
         """Load what is served, and from now on what is told. Raises what loading it raised."""
         telemetry.escape()
+        gc.freeze()  # what is imported stays; looking for garbage is short then
+        atexit.register(gc.unfreeze)  # vendors complain of what is still there at the end
         while not self.orders:
             await self._ask()
             if not self.orders:
@@ -117,4 +121,5 @@ class Holder(Generic[H]):
         for key in set(self._held) - told:
             if now - self._leaving.setdefault(key, now) > GRACE_S:
                 del self._held[key], self._leaving[key]
+                gc.collect()  # in a process this large Python looks so seldom that releases would pile up
                 telemetry.log.info("release %s was let go of", key)

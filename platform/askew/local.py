@@ -86,11 +86,17 @@ class Stack(Settings):
         return Path(tempfile.gettempdir()) / f"askew-{self.instance}"
 
     @property
+    def scratch(self) -> Path:
+        """The folder of all temporary files, so that those of processes that are killed go with the stack."""
+        return self.temporary / "tmp"
+
+    @property
     def environment(self) -> dict[str, str]:
         """What every process of the stack finds in its environment."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         return kept | {
             INSTANCE: self.instance,
+            "TMPDIR": str(self.scratch),
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
             "MLFLOW_TRACKING_URI": self.mlflow,
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -212,6 +218,7 @@ def members(instance: str) -> list[psutil.Process]:
 def _start_mlflow(stack: Stack) -> None:
     folder = stack.home / "mlflow"
     folder.mkdir(mode=0o700, exist_ok=True)
+    stack.scratch.mkdir(parents=True, exist_ok=True)
     command = [
         str(BIN / "mlflow"), "server", "--host", HOST, "--port", str(stack.ports.mlflow), "--workers", "1",
         "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",

@@ -45,7 +45,8 @@ class Part:
     def __init__(self, index: Index, items: pa.Table, start: int = 0) -> None:
         self.index, self.items, self.start = index, items, start
         self._alive: Mask | None = None
-        self._passing = functools.lru_cache(KEPT_MASKS)(lambda where: filters.mask(json.loads(where), self.items))
+        # of the items alone: a cycle through this would keep the index in memory until all garbage is looked for
+        self._passing = functools.lru_cache(KEPT_MASKS)(lambda where: filters.mask(json.loads(where), items))
 
     @property
     def num_alive(self) -> int:
