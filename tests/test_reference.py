@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "configuration.md"
 INTERNAL = {  # settings that no person writes: what stages hand on, and what files on disk hold
     "About", "CleanSettings", "PairSettings", "LayoutSettings", "Design", "Effort", "File", "Kept", "Key",
     "KeyFile", "Known", "Manifest", "Models", "Ports", "RegisteredModel", "Release", "Run", "Stack", "State",
-    "Verdict", "Version",
+    "Verdict", "Version", "_Told",
 }  # fmt: skip
 
 

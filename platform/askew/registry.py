@@ -62,7 +62,7 @@ class Version(Settings):
 class Run(Settings):
     """All that MLflow knows of a run, but its files; times are milliseconds since 1970."""
 
-    model_config = ConfigDict(ser_json_inf_nan="strings")
+    model_config = ConfigDict(ser_json_inf_nan="strings", allow_inf_nan=True)
 
     id: str
     experiment: str
