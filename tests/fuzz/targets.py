@@ -100,7 +100,7 @@ def manifests() -> list[Path]:
 @cache
 def whole() -> list[bytes]:
     """What stands in them."""
-    return [b"triplets: t\nroot: r\n" + path.read_bytes() for path in manifests()]
+    return [path.read_bytes() for path in manifests()]
 
 
 def manifest(data: bytes) -> None:
@@ -428,7 +428,7 @@ def settings(data: bytes) -> None:
 
 def settings_files() -> list[bytes]:
     """The recipes."""
-    return [path.read_bytes() for path in sorted((ROOT / "jobs").glob("train.*.yaml"))]
+    return [b"triplets: t\nroot: r\n" + path.read_bytes() for path in sorted((ROOT / "jobs").glob("train.*.yaml"))]
 
 
 TARGETS = {
