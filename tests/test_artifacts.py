@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -82,6 +83,26 @@ def test_a_broken_manifest_is_refused(tmp_path: Path) -> None:
     (folder / artifacts.MANIFEST).write_text('{"format": 1}')
     with pytest.raises(ArtifactError, match="manifest"):
         artifacts.read(folder, "thing")
+
+
+def test_every_flipped_bit_of_a_manifest_is_refused_though_no_file_is_checked(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    path = folder / artifacts.MANIFEST
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"manifest\.json"):
+            artifacts.read(folder, "thing", verify=False)
+
+
+def test_a_manifest_from_before_there_were_sums_is_read(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    told = json.loads((folder / artifacts.MANIFEST).read_bytes())
+    assert len(told.pop("sum")) == 64
+    (folder / artifacts.MANIFEST).write_text(json.dumps(told))
+    assert artifacts.read(folder, "thing").sum == ""
 
 
 def test_the_key_follows_settings_and_inputs() -> None:

@@ -331,3 +331,31 @@ def test_killed_at_any_moment_no_acknowledged_change_is_lost(
             last += 1
         assert found == {i: float(s) for i, s in state.items()}
     assert last > 50
+
+
+def test_every_flipped_bit_of_the_state_is_refused(tmp_path: Path) -> None:
+    index = made(tmp_path)
+    with Live(index) as changes:
+        changes.upsert(*batch(["i3", "n1"], [50, 51]))
+        changes.compact()
+    path = live.place(index) / live.STATE
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 3):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"state\.json"):
+            live.read(index)
+
+
+@pytest.mark.parametrize("name", ["segment-00001/items.arrow", segments.EMPTY])
+def test_a_compaction_gives_nothing_damaged_a_new_checksum(tmp_path: Path, name: str) -> None:
+    index = made(tmp_path, "ivf_flat", lists=2)
+    with Live(index) as changes:
+        changes.upsert(*batch(["i3", "n1"], [50, 51]))
+        path = index / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=path.name):
+            changes.compact()

@@ -45,6 +45,7 @@ class State(Settings):
     upto: int = 0  # the last change that the segments hold
     segments: dict[str, str] | None = None  # all of them in order, with their keys; None: those of the index
     dead: dict[str, artifacts.File] = Field(default_factory=dict)  # of a segment: the file of its deleted rows
+    sum: str = ""  # of its own text, this being empty
 
     def files(self) -> set[str]:
         """Name what lies beside the state."""
@@ -117,7 +118,7 @@ class Live:
 
     def _recover(self) -> None:
         plan, upto = read(self._index)
-        self._schema = plan.open(next(iter(plan.segments)), verify=False).items().schema
+        self._schema = plan.open(next(iter(plan.segments))).items().schema
         self.dim, self.release = plan.design.dim, plan.release
         if self._log.last < upto:
             raise ArtifactError(f"change {upto} in {self._folder / LOG}", str(self._log.last), "restore the log")
@@ -174,7 +175,7 @@ class Live:
         plan, before = read(self._index)
         if upto > before:
             old, new = _state(self._folder, plan.key), _compacted(self._folder, plan, before, upto)
-            artifacts.write_text(self._folder / STATE, new.model_dump_json(indent=1))
+            artifacts.write_text(self._folder / STATE, artifacts.sealed(new.model_dump_json(indent=1)))
             artifacts.sync(self._folder)
             self._log.forget(before)  # of the last state's changes and files some reader may still be in need
             _sweep(self._folder, old.files() | new.files())
@@ -240,7 +241,7 @@ def _compacted(folder: Path, plan: Plan, before: int, upto: int) -> State:
     changed, added = _last_of_each(folder, before, upto)
     dead = {}
     for name in plan.segments:
-        items = plan.open(name, verify=False).items()
+        items = plan.open(name).items()  # checked: what is damaged shall not get a new checksum
         gone = pc.is_valid(pc.index_in(items["item_id"], value_set=changed)).to_numpy()
         dead[name] = np.union1d(plan.dead.get(name, NO_ROWS), np.flatnonzero(gone))
     kept = _rewritten(folder, plan, dead, upto)
@@ -324,6 +325,7 @@ def _state(folder: Path, index: str) -> State:
         state = State.model_validate_json(content)
     except ValidationError as error:
         raise ArtifactError(f"a live index's state in {path}", f"{error.error_count()} errors", AGAIN) from None
+    artifacts.check_seal(path, content, state.sum, "restore it from a copy")
     if state.index != index:
         raise ArtifactError(f"changes to index {index[:12]} in {folder}", state.index[:12], "move them away")
     return state
