@@ -22,6 +22,7 @@ OUTCOMES = (RIGHT, DEGRADED, FAILED, WRONG)
 OK = 200
 K, NEW = 10, "new-"  # how an id begins that is upserted here
 TRY_S = 2.5  # in which a proxy has to answer
+SLOWEST_S = 2 * TRY_S + 0.5
 WRITE_EVERY_S = 1.0
 Truth = Mapping[str, Sequence[Sequence[str]]]  # of a query: the best of all shards, then those of each alone
 

@@ -51,7 +51,7 @@ from askew.shards import Shard, merge
 
 PARTS = "kills,flips,cluster"
 ASKED, ROOT_BYTES = 60, 400 << 20
-CALM_S, PATIENCE_S, TRAINED_S = 3.0, 60.0, 120.0
+CALM_S, PATIENCE_S = 3.0, 60.0
 WANTED = {"ingress": 2, "encoder": 2, "shard-0": 2, "shard-1": 2, "items": 1, "switch": 1}  # replicas
 
 
@@ -113,16 +113,6 @@ def is_bad(one: Asked, but: Sequence[int] = ()) -> bool:
     return one.outcome != RIGHT or any(found != RIGHT for proxy, found in one.tries if proxy not in but)
 
 
-def settled(world: World, clients: Clients, fault: Fault) -> None:
-    """Wait until all is whole, and the training goes on where the fault is one of it."""
-    training = "trainer" in fault.name or "checkpoint" in fault.name
-
-    def is_settled() -> bool:
-        return is_whole(world.cluster) and is_calm(clients) and (not training or is_training(world))
-
-    nodes.await_true(is_settled, f"before {fault.name}: an endpoint that is whole", TRAINED_S)
-
-
 def is_training(world: World) -> bool:
     """Whether workers train, and have saved something."""
     saved = any((world.root / "runs").glob("model-*/checkpoint_*/state.json"))
@@ -131,15 +121,20 @@ def is_training(world: World) -> bool:
 
 def struck(world: World, clients: Clients, fault: Fault, chance: random.Random) -> dict[str, Any]:
     """Do one fault, and undo it; returns what became of searches, writes and training."""
-    settled(world, clients, fault)
+    if "trainer" in fault.name or "checkpoint" in fault.name:
+        until(lambda: is_training(world), PATIENCE_S)
     steps, unwritten = len(underway.steps(world.root)), clients.seen.writes_failed.total()
     began = base = time.monotonic()
-    victim = fault.do(world, chance)
+    try:
+        victim = fault.do(world, chance)
+    except LookupError as error:
+        return {"fault": fault.name, "victim": f"not done: {error}", "recovery_s": PATIENCE_S, "calm": False}
     if fault.seconds:
         time.sleep(fault.seconds)
         fault.undo(world)
         base = time.monotonic() if fault.from_undone else began
-    back = until(lambda: is_calm(clients), PATIENCE_S)
+    time.sleep(asking.SLOWEST_S)  # what hangs has been seen by then
+    back = until(lambda: is_calm(clients) and is_whole(world.cluster), PATIENCE_S)
     ended = time.monotonic()
     of = clients.seen.between(began - 1, ended)
     bad = [one.done for one in of if one.done > began and is_bad(one, fault.unreachable)]
@@ -147,6 +142,7 @@ def struck(world: World, clients: Clients, fault: Fault, chance: random.Random) 
     found = {
         "fault": fault.name, "victim": victim, "searches": len(of), **counts,
         "recovery_s": round(max(0.0, max(bad, default=base) - base), 1), "calm": back,
+        "whole_again_s": round(ended - base, 1),
         "writes_failed": clients.seen.writes_failed.total() - unwritten,
         "counted_from": "its end" if fault.from_undone else "the fault",
         "steps_trained": len(underway.steps(world.root)) - steps,
@@ -178,6 +174,7 @@ def in_cluster(folder: Path, isolated: bool, seed: int, rate: float, items: int,
         proxies = [node.url for node in cluster.nodes[: None if isolated else 1]]
         clients = Clients(proxies, truth(release, asked), rate, seed)
         clients.start()
+        nodes.await_true(lambda: is_calm(clients) and is_whole(cluster), "an endpoint that is whole")
         chance = random.Random(seed)
         wanted = [one for one in faults.every(isolated) if not only or one.name in only.split(",")]
         chance.shuffle(wanted)

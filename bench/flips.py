@@ -7,7 +7,6 @@ stage loads it. It counts as refused when that raises askew's own error, and the
 
 import contextlib
 import io
-import json
 import random
 import shutil
 from collections import Counter
@@ -213,10 +212,3 @@ def _remembered(path: Path) -> None:
         kept = releases.remembered(path)
     if kept is None:
         raise UnknownError("what was served last", said.getvalue(), "go by the alias")
-
-
-if __name__ == "__main__":
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(flipped(Path(folder), seed=1), indent=1))

@@ -1,6 +1,6 @@
 """Three machines on this one: Ray nodes whose network, processes and shared memory are their own.
 
-As root each node lives in namespaces of Linux, on a bridge that can keep two of them apart; the bench is on it too,
+As root each node lives in namespaces of Linux, on a bridge that can keep two of them apart; the bench is there,
 in namespaces of its own, so that nothing that it starts outlives it or is seen by others. Files are common to all,
 as a cluster's shared folder is. Elsewhere the nodes are raylets on loopback with one port for their proxies, and
 what needs a network can't be done.

@@ -4,6 +4,7 @@ Knows nothing of what happens to its workers; it tells how far it has come, and 
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ SETTINGS: dict[str, Any] = {
 
 def submit(dashboard: str, root: Path, name: str) -> None:
     """Begin, or go on, as a job of this name."""
-    command = f"nice -n 19 {sys.executable} {Path(__file__).resolve()} {root}"
-    wanted = {"entrypoint": command, "submission_id": name}
+    command = ["nice", "-n", "19", sys.executable, "-c", f"import underway; underway.main({str(root)!r})"]
+    wanted = {"entrypoint": shlex.join(command), "submission_id": name}
     httpx.post(f"{dashboard}/api/jobs/", json=wanted, timeout=30, trust_env=False).raise_for_status()
 
 
@@ -50,16 +51,13 @@ def redone(root: Path) -> int:
     return len(done) - len({*done})
 
 
-def main(root: Path) -> None:
+def main(folder: str) -> None:
     """Draw, prepare and train."""
     from askew import catalogue, triplets
     from askew.recipes import TrainSettings
     from askew.training import train
 
+    root = Path(folder)
     shop = catalogue.draw(catalogue.DrawSettings(root=root, num_items=ITEMS))["artifact"]
     made = triplets.prepare(triplets.PrepareSettings(data=shop, root=root, image_size=32))["artifact"]
     train(TrainSettings.model_validate({**SETTINGS, "triplets": made, "root": root}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
