@@ -28,6 +28,9 @@ INSIDE = "ASKEW_CHAOS_INSIDE"
 NETWORK, HERE_HOST = "10.99.0", 254
 GCS, DASHBOARD, HTTP, MLFLOW = 6379, 8265, 8000, 5001
 NUM_CPUS, STORE_BYTES, SHM_BYTES = 8, 100 << 20, 256 << 20  # processors as Ray counts them
+SPARE = (  # ports that are a node's own where all are on one network
+    "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port",
+)  # fmt: skip
 PLATFORM = Path(__file__).parents[1] / "platform"
 PATIENCE_S = 120.0
 
@@ -97,6 +100,8 @@ class Node:
 
     def _options(self) -> list[str]:
         options = {"node-ip-address": self.ip, "num-cpus": NUM_CPUS, "object-store-memory": STORE_BYTES}
+        if not self.cluster.isolated:
+            options |= dict(zip(SPARE, local.free_ports(len(SPARE)), strict=True))
         if self.number == 0:
             options |= {"port": self.cluster.gcs, "include-dashboard": "true", "dashboard-host": self.ip}
             options |= {"dashboard-port": self.cluster.dashboard_port, "temp-dir": self.cluster.temporary}
@@ -241,7 +246,7 @@ def start_mlflow(cluster: Cluster) -> None:
     command = [
         str(local.BIN / "mlflow"), "server", "--host", cluster.here, "--port", str(cluster.mlflow_port),
         "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
-        "--artifacts-destination", str(folder / "artifacts"), "--allowed-hosts", f"{cluster.here}:*",
+        "--artifacts-destination", str(folder / "artifacts"),
     ]  # fmt: skip
     with (cluster.home / "mlflow.log").open("ab") as log:
         cluster.mlflow_server = subprocess.Popen(
