@@ -258,4 +258,4 @@ def _is_all_there(rest: bytes, number: int) -> bool:
         return False
     mark, length, _, checksum = HEAD.unpack_from(rest)
     content = rest[HEAD.size :]
-    return (mark == MARK and length <= len(content)) or checksum == _checksum(number, content)
+    return bool(mark == MARK and length <= len(content)) or bool(checksum == _checksum(number, content))
