@@ -42,7 +42,8 @@ class Seen:
 
     asked: list[Asked] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    failed: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)  # tries, by what came of them
+    unanswered: list[str] = field(default_factory=list)
     written: dict[str, float] = field(default_factory=dict)  # acknowledged: when
     writes_failed: Counter[str] = field(default_factory=Counter)
 
@@ -79,25 +80,29 @@ class Clients(threading.Thread):
     async def _search(self, client: httpx.AsyncClient, due: float) -> None:
         """Ask one proxy, and the next if it has no answer."""
         query, first, tries = self._chance.choice(self._queries), next(self._next), list[tuple[int, str]]()
+        whys = []
         for number in (first, first + 1):
             proxy = number % len(self.proxies)
-            outcome = await self._tried(client, self.proxies[proxy], query)
+            outcome, why = await self._tried(client, self.proxies[proxy], query)
             tries.append((proxy, outcome))
             if outcome != FAILED:
                 break
+            self.seen.failed[why] += 1
+            whys.append(f"proxy {proxy}: {why}")
+        if outcome == FAILED:
+            self.seen.unanswered.append("; ".join(whys))
         self.seen.asked.append(Asked(due, time.monotonic(), outcome, tuple(tries)))
 
-    async def _tried(self, client: httpx.AsyncClient, proxy: str, query: str) -> str:
+    async def _tried(self, client: httpx.AsyncClient, proxy: str, query: str) -> tuple[str, str]:
+        """What came of asking a proxy, and why where nothing did."""
         try:
             async with asyncio.timeout(TRY_S):
                 answer = await client.post(f"{proxy}/search", json={"query": query, "k": K})
         except (httpx.HTTPError, TimeoutError) as error:
-            self.seen.failed[type(error).__name__] += 1
-            return FAILED
+            return FAILED, type(error).__name__
         if answer.status_code != OK:
-            self.seen.failed[f"{answer.status_code} {answer.text[:120]}"] += 1
-            return FAILED
-        return self._judged(query, answer.json())
+            return FAILED, f"{answer.status_code} {answer.text[:120]}"
+        return self._judged(query, answer.json()), ""
 
     def _judged(self, query: str, answer: Mapping[str, Any]) -> str:
         """Hold an answer against the truth."""

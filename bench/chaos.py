@@ -23,11 +23,11 @@ from the fault, or from its end where it says so, until the last search that any
 import json
 import os
 import random
-import subprocess
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -164,8 +164,13 @@ def in_cluster(folder: Path, isolated: bool, seed: int, rate: float, items: int,
     home, root = folder / "home", folder / "root"
     for path in (home, root):
         path.mkdir()
-    if isolated:  # a small disk, for it to be filled
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOT_BYTES}", "tmpfs", str(root)], check=True)
+    with nodes.disk(root, ROOT_BYTES) if isolated else nullcontext():  # small, for it to be filled
+        return _in_cluster(home, root, isolated, seed, rate, items, only)
+
+
+def _in_cluster(
+    home: Path, root: Path, isolated: bool, seed: int, rate: float, items: int, only: str
+) -> dict[str, Any]:
     release, asked = bench.releases(root, items, ["tiny"])["tiny"], load.queries()[:ASKED]
     with nodes.cluster(home, isolated) as cluster:
         world = World(cluster, root, release.index, "training-0")
@@ -179,6 +184,9 @@ def in_cluster(folder: Path, isolated: bool, seed: int, rate: float, items: int,
         wanted = [one for one in faults.every(isolated) if not only or one.name in only.split(",")]
         chance.shuffle(wanted)
         found = [struck(world, clients, fault, chance) for fault in wanted]
+        if logs := os.environ.get("ASKEW_CHAOS_LOGS"):  # to look into what happened
+            for node in cluster.nodes:
+                shutil.copytree(cluster.logs(node), Path(logs) / f"node-{node.number}", dirs_exist_ok=True)
         return found_in_all(world, clients, found)
 
 
@@ -191,9 +199,10 @@ def found_in_all(world: World, clients: Clients, found: list[dict[str, Any]]) ->
     return {
         "faults": found, "searches": len(seen.asked),
         **{name: sum(one.outcome == name for one in seen.asked) for name in asking.OUTCOMES},
-        "what_was_wrong": seen.wrong[:5], "tries_that_failed": dict(seen.failed.most_common(12)),
+        "what_was_wrong": seen.wrong[:5], "what_failed": seen.unanswered[:20], "tries_that_failed": dict(seen.failed.most_common(12)),
         "upserts_acknowledged": len(seen.written), "upserts_lost": len(gone), "which_were_lost": gone[:10],
         "upserts_not_acknowledged": dict(seen.writes_failed.most_common(12)),
+        "proxies_restarted_by_the_watchdog": world.cluster.logged("it is restarted"),
         "training_steps": len({*underway.steps(world.root)}), "steps_redone": underway.redone(world.root),
     }  # fmt: skip
 

@@ -180,6 +180,17 @@ class Cluster:
         for number in numbers:
             run("ip", "link", "set", "dev", f"v{number}", "type", "bridge_slave", "isolated", "off")
 
+    def logs(self, node: Node) -> Path:
+        """Where a node's logs are, as this process sees them."""
+        inside = Path(f"/proc/{node.family()[0].pid}/root") if self.isolated else Path("/")
+        return inside / self.temporary.relative_to("/") / "session_latest" / "logs"
+
+    def logged(self, words: str) -> list[str]:
+        """The lines of Serve's logs with some words in them, of all nodes that run."""
+        paths = [path for node in self.nodes if node.family() for path in self.logs(node).glob("serve/*.log")]
+        lines = [line for path in paths for line in path.read_text(errors="replace").splitlines()]
+        return [line for line in lines if words in line]
+
     def processes(self) -> list[psutil.Process]:
         """The living processes of all nodes."""
         return [process for node in self.nodes for process in node.family()]
@@ -210,6 +221,16 @@ def wire(count: int) -> None:
         run("ip", "-n", space, "addr", "add", f"{NETWORK}.{10 + number}/24", "dev", "eth0")
         run("ip", "-n", space, "link", "set", "eth0", "up")
         run("ip", "-n", space, "link", "set", "lo", "up")
+
+
+@contextmanager
+def disk(folder: Path, size: int) -> Iterator[None]:
+    """Let a folder be a disk of its own, of so many bytes."""
+    run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
+    try:
+        yield
+    finally:
+        run("umount", "--lazy", str(folder))
 
 
 @contextmanager
