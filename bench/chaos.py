@@ -199,7 +199,8 @@ def found_in_all(world: World, clients: Clients, found: list[dict[str, Any]]) ->
     return {
         "faults": found, "searches": len(seen.asked),
         **{name: sum(one.outcome == name for one in seen.asked) for name in asking.OUTCOMES},
-        "what_was_wrong": seen.wrong[:5], "what_failed": seen.unanswered[:20], "tries_that_failed": dict(seen.failed.most_common(12)),
+        "what_was_wrong": seen.wrong[:5], "what_failed": seen.unanswered[:20],
+        "tries_that_failed": dict(seen.failed.most_common(12)),
         "upserts_acknowledged": len(seen.written), "upserts_lost": len(gone), "which_were_lost": gone[:10],
         "upserts_not_acknowledged": dict(seen.writes_failed.most_common(12)),
         "proxies_restarted_by_the_watchdog": world.cluster.logged("it is restarted"),
