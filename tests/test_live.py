@@ -21,7 +21,6 @@ from askew import artifacts, live, segments, wal
 from askew.ann import Design, Effort, Index
 from askew.errors import ArtifactError
 from askew.live import Follower, Live
-from askew.segments import Plan
 from askew.shards import merge
 
 DIM = 8

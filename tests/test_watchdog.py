@@ -175,6 +175,7 @@ def small(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
         "RAY_TMPDIR": tempfile.mkdtemp(prefix="askew-"),
     }
     environment.pop("RAY_ADDRESS", None)
+    environment["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "1"  # as the demo and clusters have it
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, str(tmp_path / "small.py"), str(port)], env=environment, cwd=tmp_path,
