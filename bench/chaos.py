@@ -159,17 +159,19 @@ def until(true: Any, patience_s: float) -> bool:
     return False
 
 
-def in_cluster(folder: Path, isolated: bool, seed: int, rate: float, items: int, only: str) -> dict[str, Any]:
+def in_cluster(
+    folder: Path, isolated: bool, seed: int, rate: float, items: int, only: str, logs: Path | None
+) -> dict[str, Any]:
     """Do all faults to a cluster under load."""
     home, root = folder / "home", folder / "root"
     for path in (home, root):
         path.mkdir()
     with nodes.disk(root, ROOT_BYTES) if isolated else nullcontext():  # small, for it to be filled
-        return _in_cluster(home, root, isolated, seed, rate, items, only)
+        return _in_cluster(home, root, isolated, seed, rate, items, only, logs)
 
 
 def _in_cluster(
-    home: Path, root: Path, isolated: bool, seed: int, rate: float, items: int, only: str
+    home: Path, root: Path, isolated: bool, seed: int, rate: float, items: int, only: str, logs: Path | None
 ) -> dict[str, Any]:
     release, asked = bench.releases(root, items, ["tiny"])["tiny"], load.queries()[:ASKED]
     with nodes.cluster(home, isolated) as cluster:
@@ -184,9 +186,9 @@ def _in_cluster(
         wanted = [one for one in faults.every(isolated) if not only or one.name in only.split(",")]
         chance.shuffle(wanted)
         found = [struck(world, clients, fault, chance) for fault in wanted]
-        if logs := os.environ.get("ASKEW_CHAOS_LOGS"):  # to look into what happened
+        if logs:  # to look into what happened
             for node in cluster.nodes:
-                shutil.copytree(cluster.logs(node), Path(logs) / f"node-{node.number}", dirs_exist_ok=True)
+                shutil.copytree(cluster.logs(node), logs / f"node-{node.number}", dirs_exist_ok=True)
         return found_in_all(world, clients, found)
 
 
@@ -231,6 +233,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="of the kills: how often each kind is killed")] = 1,
     cluster_rate: Annotated[float, typer.Option(help="of the cluster: searches a second")] = 15,
     fault: Annotated[str, typer.Option(help="of the cluster: these faults alone, with commas between")] = "",
+    logs: Annotated[Path | None, typer.Option(help="of the cluster: a folder for its logs")] = None,
     items: int = 20_000,
 ) -> None:
     """Do all of it and print it."""
@@ -247,7 +250,7 @@ def main(
         if "cluster" in parts:
             skipped = [one.name for one in faults.every(True) if one.network and not isolated]
             found["not_done_for_want_of_namespaces"] = skipped
-            found["cluster"] = in_cluster(Path(folder), isolated, seed, cluster_rate, items, fault)
+            found["cluster"] = in_cluster(Path(folder), isolated, seed, cluster_rate, items, fault, logs)
     print(json.dumps({"figures": found, "targets": judged(found)}), flush=True)
 
 

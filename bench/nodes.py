@@ -183,7 +183,8 @@ class Cluster:
     def logs(self, node: Node) -> Path:
         """Where a node's logs are, as this process sees them."""
         inside = Path(f"/proc/{node.family()[0].pid}/root") if self.isolated else Path("/")
-        return inside / self.temporary.relative_to("/") / "session_latest" / "logs"
+        [session] = (inside / self.temporary.relative_to("/")).glob("session_2*")  # the link leads elsewhere
+        return session / "logs"
 
     def logged(self, words: str) -> list[str]:
         """The lines of Serve's logs with some words in them, of all nodes that run."""
