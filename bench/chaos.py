@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,20 +136,25 @@ def struck(world: World, clients: Clients, fault: Fault, chance: random.Random) 
         base = time.monotonic() if fault.from_undone else began
     time.sleep(asking.SLOWEST_S)  # what hangs has been seen by then
     back = until(lambda: is_calm(clients) and is_whole(world.cluster), PATIENCE_S)
-    ended = time.monotonic()
-    of = clients.seen.between(began - 1, ended)
-    bad = [one.done for one in of if one.done > began and is_bad(one, fault.unreachable)]
-    counts = {name: sum(one.outcome == name for one in of) for name in asking.OUTCOMES}
-    found = {
-        "fault": fault.name, "victim": victim, "searches": len(of), **counts,
-        "recovery_s": round(max(0.0, max(bad, default=base) - base), 1), "calm": back,
-        "whole_again_s": round(ended - base, 1),
+    told = {
+        "fault": fault.name, "victim": victim, **counted(clients, fault, began, base), "calm": back,
+        "whole_again_s": round(time.monotonic() - base, 1),
         "writes_failed": clients.seen.writes_failed.total() - unwritten,
-        "counted_from": "its end" if fault.from_undone else "the fault",
         "steps_trained": len(underway.steps(world.root)) - steps,
     }  # fmt: skip
-    say(f"{fault.name} ({victim}): {len(of)} searches, {counts}, well after {found['recovery_s']} s")
-    return found
+    say(", ".join(f"{name} {value}" for name, value in told.items() if name != "counted_from"))
+    return told
+
+
+def counted(clients: Clients, fault: Fault, began: float, base: float) -> dict[str, Any]:
+    """What became of searches since a fault, and the seconds from `base` until all were well."""
+    of = clients.seen.between(began - 1, time.monotonic())
+    bad = [one.done for one in of if one.done > began and is_bad(one, fault.unreachable)]
+    return {
+        "searches": len(of), **{name: sum(one.outcome == name for one in of) for name in asking.OUTCOMES},
+        "recovery_s": round(max(0.0, max(bad, default=base) - base), 1),
+        "counted_from": "its end" if fault.from_undone else "the fault",
+    }  # fmt: skip
 
 
 def until(true: Any, patience_s: float) -> bool:
@@ -159,37 +165,49 @@ def until(true: Any, patience_s: float) -> bool:
     return False
 
 
-def in_cluster(
-    folder: Path, isolated: bool, seed: int, rate: float, items: int, only: str, logs: Path | None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class How:
+    """How the faults are done: chance's seed, searches a second, items; some faults alone, and where logs go."""
+
+    seed: int
+    rate: float
+    items: int
+    only: str
+    logs: Path | None
+
+    def faults(self, isolated: bool, chance: random.Random) -> list[Fault]:
+        """Which faults are done, in their order."""
+        wanted = [one for one in faults.every(isolated) if not self.only or one.name in self.only.split(",")]
+        chance.shuffle(wanted)
+        return wanted
+
+
+def in_cluster(folder: Path, isolated: bool, how: How) -> dict[str, Any]:
     """Do all faults to a cluster under load."""
     home, root = folder / "home", folder / "root"
     for path in (home, root):
         path.mkdir()
     with nodes.disk(root, ROOT_BYTES) if isolated else nullcontext():  # small, for it to be filled
-        return _in_cluster(home, root, isolated, seed, rate, items, only, logs)
+        release = bench.releases(root, how.items, ["tiny"])["tiny"]
+        with nodes.cluster(home, isolated) as cluster:
+            world = World(cluster, root, release.index, "training-0")
+            underway.submit(cluster.dashboard, root, world.job)
+            deploy(cluster, release)
+            return under_load(world, release, how)
 
 
-def _in_cluster(
-    home: Path, root: Path, isolated: bool, seed: int, rate: float, items: int, only: str, logs: Path | None
-) -> dict[str, Any]:
-    release, asked = bench.releases(root, items, ["tiny"])["tiny"], load.queries()[:ASKED]
-    with nodes.cluster(home, isolated) as cluster:
-        world = World(cluster, root, release.index, "training-0")
-        underway.submit(cluster.dashboard, root, world.job)
-        deploy(cluster, release)
-        proxies = [node.url for node in cluster.nodes[: None if isolated else 1]]
-        clients = Clients(proxies, truth(release, asked), rate, seed)
-        clients.start()
-        nodes.await_true(lambda: is_calm(clients) and is_whole(cluster), "an endpoint that is whole")
-        chance = random.Random(seed)
-        wanted = [one for one in faults.every(isolated) if not only or one.name in only.split(",")]
-        chance.shuffle(wanted)
-        found = [struck(world, clients, fault, chance) for fault in wanted]
-        if logs:  # to look into what happened
-            for node in cluster.nodes:
-                shutil.copytree(cluster.logs(node), logs / f"node-{node.number}", dirs_exist_ok=True)
-        return found_in_all(world, clients, found)
+def under_load(world: World, release: bench.Release, how: How) -> dict[str, Any]:
+    """Do the faults one after the other while clients search and write."""
+    cluster, chance = world.cluster, random.Random(how.seed)
+    proxies = [node.url for node in cluster.nodes[: None if cluster.isolated else 1]]
+    clients = Clients(proxies, truth(release, load.queries()[:ASKED]), how.rate, how.seed)
+    clients.start()
+    nodes.await_true(lambda: is_calm(clients) and is_whole(cluster), "an endpoint that is whole")
+    found = [struck(world, clients, fault, chance) for fault in how.faults(cluster.isolated, chance)]
+    if how.logs:
+        for node in cluster.nodes:
+            shutil.copytree(cluster.logs(node), how.logs / f"node-{node.number}", dirs_exist_ok=True)
+    return found_in_all(world, clients, found)
 
 
 def found_in_all(world: World, clients: Clients, found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -250,7 +268,8 @@ def main(
         if "cluster" in parts:
             skipped = [one.name for one in faults.every(True) if one.network and not isolated]
             found["not_done_for_want_of_namespaces"] = skipped
-            found["cluster"] = in_cluster(Path(folder), isolated, seed, cluster_rate, items, fault, logs)
+            how = How(seed, cluster_rate, items, fault, logs)
+            found["cluster"] = in_cluster(Path(folder), isolated, how)
     print(json.dumps({"figures": found, "targets": judged(found)}), flush=True)
 
 
