@@ -25,7 +25,7 @@ KINDS = {  # a process's name begins so; of several chance decides
 KILLED = ("shard", "encoder", "ingress", "items", "switch", "controller", "proxy", "trainer")
 STOPPED = ("shard", "encoder", "ingress", "proxy", "controller", "raylet", "gcs", "trainer")
 STOPPED_S = {"gcs": 5.0, "raylet": 8.0}  # Ray takes a node for lost that is silent for longer
-HOLD_S, CUT_S, AWAY_S, FULL_S = 15.0, 25.0, 10.0, 8.0
+HOLD_S, CUT_S, AWAY_S, FULL_S = 10.0, 25.0, 10.0, 8.0
 
 
 @dataclass
