@@ -9,6 +9,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -151,8 +152,9 @@ class Tail:
                 if entry.number > self.last:
                     self.last = _following(entry, self.last, self._folder)
                     yield entry
-            if path.stat().st_size > self._at:
-                _refuse_damage(path, self._at, self.last + 1, last=path == paths[-1])
+            with suppress(FileNotFoundError):  # a compaction has taken it up meanwhile
+                if path.stat().st_size > self._at:
+                    _refuse_damage(path, self._at, self.last + 1, last=path == paths[-1])
 
     def refuse_damage(self) -> None:
         """Raise ArtifactError when what `read` stopped at was acknowledged, for whole changes come after it."""
