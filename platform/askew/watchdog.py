@@ -32,7 +32,7 @@ SHUTDOWN_S = 1.0  # in which a proxy may end what it started
 class WatchdogSettings(Settings):
     """How proxies are watched, and when one is restarted."""
 
-    enabled: bool = True
+    enabled: bool = True  # false leaves the proxies to Ray Serve alone
     every_s: float = Field(default=2.0, gt=0)  # so often a search goes through every proxy
     timeout_s: float = Field(default=2.5, gt=0)  # in which it must be answered; the search itself has half of it
     failures: int = Field(default=3, ge=1)  # in a row, after which the proxy is restarted,
