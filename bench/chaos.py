@@ -128,8 +128,9 @@ def struck(world: World, clients: Clients, fault: Fault, chance: random.Random) 
     began = base = time.monotonic()
     try:
         victim = fault.do(world, chance)
-    except LookupError as error:
-        return {"fault": fault.name, "victim": f"not done: {error}", "recovery_s": PATIENCE_S, "calm": False}
+    except Exception as error:  # the others are done all the same, and this one counts as not recovered from
+        say(f"{fault.name} was not done: {error!r}")
+        return {"fault": fault.name, "victim": f"not done: {error!r}", "recovery_s": PATIENCE_S, "calm": False}
     if fault.seconds:
         time.sleep(fault.seconds)
         fault.undo(world)
