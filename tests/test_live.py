@@ -243,7 +243,7 @@ def test_a_state_names_all_that_a_copy_needs_and_copies_are_told_apart(index: Pa
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(changes / name, copy / name)
             assert artifacts.sha256(copy / name) == sum_
-        (copy / live.STATE).write_text(state.model_dump_json())
+        (copy / live.STATE).write_text(state.written())
         assert wal.copy(changes / live.LOG, state.upto, copy / live.LOG) == 30
         assert live.same(changes, copy)
         assert live.same(copy, changes)

@@ -200,7 +200,7 @@ def test_a_copy_of_a_damaged_log_is_refused_and_of_one_that_is_being_written_is_
     assert wal.copy(tmp_path / "log", 0, tmp_path / "copy") == 2
     os.truncate(path, size + 2)
     path.with_name(f"{4:020d}.wal").touch()
-    with pytest.raises(ArtifactError, match=r"change 1 in .*; found none before 4; restore it from a copy"):
+    with pytest.raises(ArtifactError, match="damage at byte 0"):
         wal.copy(tmp_path / "log", 0, tmp_path / "gap")
     path.unlink()
     with pytest.raises(ArtifactError, match=r"change 1 in .*found none before 4; read the newer state"):

@@ -47,6 +47,10 @@ class State(Settings):
     dead: dict[str, artifacts.File] = Field(default_factory=dict)  # of a segment: the file of its deleted rows
     sum: str = ""  # of its own text, this being empty
 
+    def written(self) -> str:
+        """The text of `state.json`, with its sum."""
+        return artifacts.sealed(self.model_copy(update={"sum": ""}).model_dump_json(indent=1))
+
     def files(self) -> set[str]:
         """Name what lies beside the state."""
         return {STATE, LOG, *(self.segments or {}), *(_dead(name, self.upto) for name in self.dead)}
@@ -97,7 +101,7 @@ def same(folder: Path, other: Path) -> bool:
     Their segments are not read. Raises ArtifactError when they are of different indexes.
     """
     state = State.model_validate_json((other / STATE).read_bytes())
-    if _state(folder, state.index) != state:
+    if _state(folder, state.index).written() != state.written():
         return False
     logs = (Tail(one / LOG, state.upto).read() for one in (folder, other))
     return all(one == another for one, another in zip_longest(*logs))
@@ -175,7 +179,7 @@ class Live:
         plan, before = read(self._index)
         if upto > before:
             old, new = _state(self._folder, plan.key), _compacted(self._folder, plan, before, upto)
-            artifacts.write_text(self._folder / STATE, artifacts.sealed(new.model_dump_json(indent=1)))
+            artifacts.write_text(self._folder / STATE, new.written())
             artifacts.sync(self._folder)
             self._log.forget(before)  # of the last state's changes and files some reader may still be in need
             _sweep(self._folder, old.files() | new.files())
