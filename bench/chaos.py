@@ -80,8 +80,8 @@ def deploy(cluster: nodes.Cluster, release: bench.Release) -> None:
     two = {**apart, "scaling": {"min_replicas": 2, "max_replicas": 2}}
     args = {
         "model": release.name, "cache": str(cluster.home / "models"), "num_shards": bench.NUM_SHARDS,
-        "cached_results": 0, "writes": True, "open_writes": True, "timeout_s": 1.0, "hedge_after_ms": 200, "exact_share": 0,
-        "ingress": two, "encoder": two, "shard": two,
+        "cached_results": 0, "writes": True, "open_writes": True, "timeout_s": 1.0, "hedge_after_ms": 200,
+        "exact_share": 0, "ingress": two, "encoder": two, "shard": two,
     }  # fmt: skip
     http = {"host": "0.0.0.0" if cluster.isolated else "127.0.0.1", "port": cluster.http, "request_timeout_s": 5}  # noqa: S104
     application = {"name": "search", "route_prefix": "/", "import_path": deploying.BUILDER, "args": args}
