@@ -63,7 +63,7 @@ bench-serve: .venv/installed-bench ## the endpoint under load, and its yardstick
 chaos-release: .venv/installed-bench ## move the alias a hundred times under load, as one line of JSON
 	@$(BIN)/python bench/release.py $(OPTIONS)
 
-chaos: .venv/installed-bench ## kill the endpoint's processes under load, as one line of JSON; SEED=1
+chaos: .venv/installed-bench ## faults of every kind under load, on three nodes in namespaces; SEED=1, OPTIONS='--only kills'
 	@$(BIN)/python bench/chaos.py $(if $(SEED),--seed $(SEED)) $(OPTIONS)
 
 fuzz: .venv/installed-fuzz ## throw damaged and made-up input at what reads it, as one line of JSON; MINUTES=1 for each target

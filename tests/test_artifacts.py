@@ -91,6 +91,7 @@ def test_a_manifest_that_names_what_lies_elsewhere_is_refused(tmp_path: Path, na
     folder = make(tmp_path)
     told = json.loads((folder / artifacts.MANIFEST).read_text())
     told["files"][name] = told["files"].pop("sub/file")
+    del told["sum"]
     (folder / artifacts.MANIFEST).write_text(json.dumps(told))
     with pytest.raises(ArtifactError, match="files inside of"):
         artifacts.read(folder, "thing", verify=False)
@@ -104,10 +105,30 @@ def test_a_part_whose_manifest_is_none_is_refused(tmp_path: Path) -> None:
         (folder / "sub" / artifacts.MANIFEST).write_bytes(content)
         file = artifacts.File(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         manifest = artifacts.read(folder, "thing", verify=False)
-        changed = manifest.model_copy(update={"files": {f"sub/{artifacts.MANIFEST}": file}})
+        changed = manifest.model_copy(update={"files": {f"sub/{artifacts.MANIFEST}": file}, "sum": ""})
         (folder / artifacts.MANIFEST).write_text(changed.model_dump_json())
         with pytest.raises(ArtifactError, match="sub/manifest"):
             artifacts.read(folder, "thing")
+
+
+def test_every_flipped_bit_of_a_manifest_is_refused_though_no_file_is_checked(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    path = folder / artifacts.MANIFEST
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"manifest\.json"):
+            artifacts.read(folder, "thing", verify=False)
+
+
+def test_a_manifest_from_before_there_were_sums_is_read(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    told = json.loads((folder / artifacts.MANIFEST).read_bytes())
+    assert len(told.pop("sum")) == 64
+    (folder / artifacts.MANIFEST).write_text(json.dumps(told))
+    assert artifacts.read(folder, "thing").sum == ""
 
 
 def test_the_key_follows_settings_and_inputs() -> None:

@@ -415,6 +415,17 @@ def test_scores_are_explained_when_that_is_asked(client: httpx.Client, searcher:
     assert [ask.explain for ask in searcher.asks] == [True, False]
 
 
+def test_a_canary_says_how_long_it_waits_and_counts_in_no_figures(
+    client: httpx.Client, searcher: FakeSearcher
+) -> None:
+    assert client.get("/readyz", params={"timeout_ms": 250}).status_code == 200
+    [ask] = searcher.asks
+    assert (ask.timeout_s, ask.canary, ask.k) == (0.25, True, 1)
+    assert client.get("/readyz", params={"timeout_ms": 0}).status_code == 422
+    client.post("/search", json={"query": "mug"})
+    assert not searcher.asks[-1].canary
+
+
 def test_whether_it_is_ready_is_asked_anew(client: httpx.Client, searcher: FakeSearcher) -> None:
     assert client.get("/readyz").status_code == 200
     assert searcher.asks[0].fresh

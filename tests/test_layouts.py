@@ -1,5 +1,6 @@
 """Layouts and the batches that are read from them, against the triplets that they were made of."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,18 @@ def test_a_layout_is_made_once(triplets_folder: Path, tokens: Tokens, layout: Pa
     assert layouts.lay_out(triplets_folder, shape(), tokens, layout.parent) == layout
     assert (layout / "pixels.npy").stat().st_mtime_ns == stamp
     assert not (layout / artifacts.WORK).exists()
+
+
+def test_a_damaged_layout_is_told_and_made_anew(
+    triplets_folder: Path, tokens: Tokens, layout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(layout, tmp_path / layout.name))
+    content = bytearray((other / "pixels.npy").read_bytes())
+    content[len(content) // 2] ^= 1
+    (other / "pixels.npy").write_bytes(content)
+    assert layouts.lay_out(triplets_folder, shape(), tokens, tmp_path) == other
+    assert "pixels.npy as its manifest states it; found other content" in capsys.readouterr().out
+    assert (other / "pixels.npy").read_bytes() == (layout / "pixels.npy").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def altered(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     manifest = artifacts.read(folder, "model", verify=False)
     file = artifacts.File(bytes=len(content), sha256=artifacts.sha256(folder / name))
-    manifest = manifest.model_copy(update={"files": {**manifest.files, name: file}})
+    manifest = manifest.model_copy(update={"files": {**manifest.files, name: file}, "sum": ""})
     (folder / artifacts.MANIFEST).write_text(manifest.model_dump_json())
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from askew import replicas
 from askew.replicas import Replicas, Wired
 from askew.wire import Address, GoneError, Listener
 
@@ -39,6 +40,16 @@ class Handle:
         if not self.replicas:
             raise RuntimeError("none is up")
         return await self.replicas[self.asked % len(self.replicas)].listener.address("127.0.0.1")
+
+
+class Silent(Handle):
+    """Does not answer when it is asked for the second time, as if the network had been cut."""
+
+    async def __call__(self) -> Address:
+        if self.asked == 1:
+            self.asked += 1
+            await asyncio.sleep(1000)
+        return await super().__call__()
 
 
 def asker(handle: Callable[[], Awaitable[Address]], every_s: float = 99) -> Callable[[], Awaitable[str]]:
@@ -98,11 +109,11 @@ def test_one_that_dies_is_left_and_another_found() -> None:
     async def scenario() -> None:
         first, second = Replica("first"), Replica("second")
         handle = Handle(first)
-        replicas = Replicas(handle, 99)
-        method = replicas.method("name")
+        found = Replicas(handle, 99)
+        method = found.method("name")
         assert await method(deadline=asyncio.get_running_loop().time() + 30) == "first"
         handle.replicas = [second]
-        replicas.close()
+        found.close()
         await asyncio.sleep(0.01)
         assert await method(deadline=asyncio.get_running_loop().time() + 30) == "second"
 
@@ -157,5 +168,23 @@ def test_a_deployment_tells_where_it_answers_and_how_much_it_has_to_do(monkeypat
         [(name, ongoing)] = (await deployment.record_autoscaling_stats()).items()
         assert name == "running_requests"
         assert 0 < ongoing < 1
+
+    run(scenario())
+
+
+def test_a_look_that_the_network_swallowed_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "LOOK_WITHIN_S", 0.3)
+
+    async def scenario() -> None:
+        one, other = Replica("one"), Replica("other")
+        ask = asker(handle := Silent(other, one), 0)
+        assert await ask() == "one"
+        assert await ask() == "one"  # meanwhile another is looked for, in vain
+        one.listener.close()
+        handle.replicas = [other]
+        await asyncio.sleep(0.05)
+        with pytest.raises(GoneError, match=r"within 0\.3 s"):
+            await ask()
+        assert await ask() == "other"
 
     run(scenario())

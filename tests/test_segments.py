@@ -124,6 +124,7 @@ def altered(index: Path, name: str, change: Any) -> None:
     path = index / name / MANIFEST if name else index / MANIFEST
     told = json.loads(path.read_text())
     change(told)
+    told.pop("sum")
     path.write_text(json.dumps(told))
 
 

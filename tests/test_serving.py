@@ -495,16 +495,19 @@ def test_where_photo_and_text_are_weighed_the_best_are_put_into_that_order() -> 
     assert [hit["score"] for hit in found[2].hits] == pytest.approx([0.5, 0.45, 0.4, 0.25])
 
 
-def test_another_version_is_searched_where_it_is_held_and_counts_for_nothing() -> None:
+def test_another_version_is_searched_where_it_is_held_and_counts_for_nothing_as_a_canary_does() -> None:
     live, other = release(), release(version="4", index_key="other")
     switch = FakeSwitch(live, other)
     by = {other.key: [("x", 0.9)]}
     ingress = made(shard(*LEFT, by=by), shard(*RIGHT, by=by), switch=switch)
     run(until(lambda: ingress.release.held == ["3", "4"]))
-    asks = [Ask("mug", k=1), Ask("mug", k=1, version="4"), Ask("mug", k=1, version="3"), Ask("mug", version="5")]
+    asks = [
+        Ask("mug", k=1), Ask("mug", k=1, version="4"), Ask("mug", k=1, version="3"), Ask("mug", k=1, canary=True),
+        Ask("mug", version="5"),
+    ]  # fmt: skip
     *found, missing = all_at_once(ingress, *asks)
     assert [(answer.hits[0]["item_id"], answer.release.model.version) for answer in found] == [
-        ("a", "3"), ("x", "4"), ("a", "3"),
+        ("a", "3"), ("x", "4"), ("a", "3"), ("a", "3"),
     ]  # fmt: skip
     assert isinstance(missing, MissingError)
     assert (str(missing), missing.param) == ("version 5 is not in memory; 3, 4 are", "version")

@@ -348,6 +348,27 @@ def test_an_altered_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
         checkpoints.state_of(tmp_path / "saved")
 
 
+def test_every_flipped_bit_of_a_checkpoints_state_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "saved")
+    path = tmp_path / "saved" / checkpoints.STATE
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 3):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"state\.json"):
+            checkpoints.state_of(tmp_path / "saved")
+
+
+def test_a_checkpoint_from_before_there_were_sums_is_read(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "saved")
+    path = tmp_path / "saved" / checkpoints.STATE
+    told = json.loads(path.read_bytes())
+    assert len(told.pop("sum")) == 64
+    path.write_text(json.dumps(told))
+    assert checkpoints.state_of(tmp_path / "saved")["step"] == 7
+
+
 def test_a_checkpoint_of_other_shapes_is_refused(tmp_path: Path) -> None:
     towers, _ = checkpoint(tmp_path / "saved")
     weights = load_file(tmp_path / "saved" / checkpoints.WEIGHTS)

@@ -25,6 +25,7 @@ from askew.errors import ArtifactError, AskewError
 MANIFEST, WORK = "manifest.json", "work"
 FORMAT = 1
 MAX_NAME = 255  # bytes of a part of a path
+SEAL = re.compile(r'("sum": ?")("\s*}\s*)$')
 FULL = re.compile(r"No space left on device|Disk quota exceeded|requested and \d+ written")
 
 
@@ -47,6 +48,7 @@ class Manifest(Settings):
     counts: dict[str, int]
     details: dict[str, Any]
     files: dict[str, File]
+    sum: str = ""  # of the manifest's own text, this being empty
 
 
 class Draft:
@@ -130,7 +132,7 @@ def part(folder: Path, kind: str, inputs: Mapping[str, str]) -> Iterator[Draft]:
 
 def _publish(draft: Path, final: Path, manifest: Manifest) -> None:
     """Seal a folder and give it its name."""
-    write_text(draft / MANIFEST, manifest.model_dump_json(indent=1))
+    write_text(draft / MANIFEST, sealed(manifest.model_dump_json(indent=1)))
     sync(draft)
     if final.exists():
         shutil.rmtree(final)
@@ -191,6 +193,7 @@ def _manifest(path: Path, wanted: str) -> Manifest:
         raise ArtifactError(
             f"a manifest in {path}", f"{error.error_count()} errors in it", "make it again"
         ) from None
+    check_seal(path, content, manifest.sum, "make it again")
     if astray := [name for name in manifest.files if not inside(name)]:
         raise ArtifactError(f"files inside of {path.parent}", repr(astray[0]), "make the artifact again")
     return manifest
@@ -243,6 +246,20 @@ def check(path: Path, file: File) -> None:
         raise ArtifactError(f"the file {path}", "none", "make the artifact again")
     if path.stat().st_size != file.bytes or sha256(path) != file.sha256:
         raise ArtifactError(f"{path} as its manifest states it", "other content", "make the artifact again")
+
+
+def sealed(text: str) -> str:
+    """Put its sha256 into the text of a JSON object that ends with an empty "sum"."""
+    return SEAL.sub(rf"\g<1>{hashlib.sha256(text.encode()).hexdigest()}\g<2>", text)
+
+
+def check_seal(path: Path, content: bytes, found: str, do: str) -> None:
+    """Check what `sealed` wrote against the sum that was found in it; what has none is from before there were any.
+
+    Raises ArtifactError naming the file.
+    """
+    if found and hashlib.sha256(content.replace(found.encode(), b"", 1)).hexdigest() != found:
+        raise ArtifactError(f"{path} as it was written", "other content", do)
 
 
 def sha256(path: Path) -> str:

@@ -119,7 +119,7 @@ def _take_log(draft: Snapshot, folder: Path, state: live.State, under: str) -> i
         for path in log.iterdir():
             draft.take(f"{under}/{live.LOG}/{path.name}", path)
             path.unlink()
-    draft.write(f"{under}/{live.STATE}", state.model_dump_json(indent=1))
+    draft.write(f"{under}/{live.STATE}", state.written())
     return last
 
 

@@ -37,8 +37,8 @@ def save(
     }
     save_file(tensors, folder / OPTIMIZER)
     sums = {name: artifacts.sha256(folder / name) for name in (*weights, OPTIMIZER)}
-    told = {"format": FORMAT} | state | {"groups": held["param_groups"], "files": sums}
-    artifacts.write_text(folder / STATE, json.dumps(told))
+    told = {"format": FORMAT} | state | {"groups": held["param_groups"], "files": sums, "sum": ""}
+    artifacts.write_text(folder / STATE, artifacts.sealed(json.dumps(told)))
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -51,15 +51,24 @@ def state_of(folder: Path) -> dict[str, Any]:
         content = (folder / STATE).read_bytes()
         artifacts.refuse_format(folder / STATE, content, FORMAT, do, unsaid=FORMAT)
         state: dict[str, Any] = json.loads(content)
+        _check_seal(folder / STATE, content, state)
         altered = [name for name, sum_ in state["files"].items() if artifacts.sha256(folder / name) != sum_]
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(
-            f"a checkpoint in {folder}", f"{error}", "remove the folder, and train again"
+            f"a checkpoint in {folder / STATE}", f"{error}", "remove the folder, and train again"
         ) from error
     if altered:
         do = "remove the folder, and train again"
         raise ArtifactError(f"{folder / altered[0]} as it was written", "other content", do)
     return state
+
+
+def _check_seal(path: Path, content: bytes, state: dict[str, Any]) -> None:
+    """Check a state's text by its own sum; before there were sums, the files' were the last that it said."""
+    do = "remove the folder, and train again"
+    if [*state][-1:] not in (["sum"], ["files"]):
+        raise ArtifactError(f"{path} as it was written", "other content", do)
+    artifacts.check_seal(path, content, str(state.pop("sum", "")), do)
 
 
 def load_weights(folder: Path, towers: nn.Module, name: str = WEIGHTS) -> None:

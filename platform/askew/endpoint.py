@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol
 
-from fastapi import FastAPI, Path, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
@@ -59,6 +59,7 @@ class Ask:
     image_weight: float | None = None  # of the photo, against the text; None: as the model fuses them
     version: str = ""  # another one than is live, of those in memory
     fresh: bool = False  # asked of the shards, though the answer be known
+    canary: bool = False  # asked to see whether there is an answer: it counts in no figures
     timeout_s: float | None = None  # the searcher's own
     request_id: str = ""
 
@@ -144,9 +145,10 @@ def endpoint(searcher: Searcher, hook_secret: str = "", keys: Keys | None = None
         return {"status": "ok"}
 
     @app.get("/readyz")
-    async def readyz() -> dict[str, str]:
+    async def readyz(timeout_ms: Annotated[int | None, Query(ge=1, le=60_000)] = None) -> dict[str, str]:
         """Tell that a search is answered by every shard now."""
-        found = await searcher.search(Ask(query="ready", k=1, fresh=True))
+        timeout_s = None if timeout_ms is None else timeout_ms / 1000
+        found = await searcher.search(Ask(query="ready", k=1, fresh=True, canary=True, timeout_s=timeout_s))
         if found.answered < found.release.shards:
             raise UnavailableError(f"{found.answered} of {found.release.shards} shards answer")
         return {"status": "ready"}

@@ -156,7 +156,7 @@ class Ingress:
 
     async def search(self, ask: Ask) -> Answer:
         """Search in the release that is live now, or in another one that is held; see `Search.search`."""
-        if (other := self._of(ask.version)) is not self.live:  # of no account for what is live
+        if (other := self._of(ask.version)) is not self.live or ask.canary:  # of no account for what is live
             return await other.search(ask)
         started, live = time.perf_counter(), self.live
         seen = self._seen.setdefault(live.release.key, Seen())

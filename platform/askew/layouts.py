@@ -36,8 +36,10 @@ def lay_out(triplets: Path, settings: LayoutSettings, tokens: Tokens, root: Path
     inputs = {"triplets": manifest.key}
     place = artifacts.place(root, "layout", artifacts.key("layout", content, inputs))
     try:
-        artifacts.read(place, "layout", verify=False)
-    except ArtifactError:
+        artifacts.read(place, "layout")
+    except ArtifactError as error:
+        if place.exists():
+            print(f"askew: warning: {error}; it is laid out anew", flush=True)
         artifacts.read(triplets, "triplets")
         with artifacts.draft(root, "layout", content, inputs) as draft:
             work = _Work(triplets, settings, tokens, manifest.details["image_size"], draft.folder)

@@ -46,6 +46,11 @@ class State(Settings):
     # all of them in order, with their keys; None: those of the index
     segments: dict[str, str] | None = Field(default=None, min_length=1)
     dead: dict[str, artifacts.File] = Field(default_factory=dict)  # of a segment: the file of its deleted rows
+    sum: str = ""  # of its own text, this being empty
+
+    def written(self) -> str:
+        """The text of `state.json`, with its sum."""
+        return artifacts.sealed(self.model_copy(update={"sum": ""}).model_dump_json(indent=1))
 
     @field_validator("segments", "dead")
     @classmethod
@@ -104,7 +109,7 @@ def same(folder: Path, other: Path) -> bool:
     Their segments are not read. Raises ArtifactError when they are of different indexes.
     """
     state = State.model_validate_json((other / STATE).read_bytes())
-    if _state(folder, state.index) != state:
+    if _state(folder, state.index).written() != state.written():
         return False
     logs = (Tail(one / LOG, state.upto).read() for one in (folder, other))
     return all(one == another for one, another in zip_longest(*logs))
@@ -125,7 +130,7 @@ class Live:
 
     def _recover(self) -> None:
         plan, upto = read(self._index)
-        self._schema = plan.open(next(iter(plan.segments)), verify=False).items().schema
+        self._schema = plan.open(next(iter(plan.segments))).items().schema
         self.dim, self.release = plan.design.dim, plan.release
         if self._log.last < upto:
             raise ArtifactError(f"change {upto} in {self._folder / LOG}", str(self._log.last), "restore the log")
@@ -182,7 +187,7 @@ class Live:
         plan, before = read(self._index)
         if upto > before:
             old, new = _state(self._folder, plan.key), _compacted(self._folder, plan, before, upto)
-            artifacts.write_text(self._folder / STATE, new.model_dump_json(indent=1))
+            artifacts.write_text(self._folder / STATE, new.written())
             artifacts.sync(self._folder)
             self._log.forget(before)  # of the last state's changes and files some reader may still be in need
             _sweep(self._folder, old.files() | new.files())
@@ -248,7 +253,7 @@ def _compacted(folder: Path, plan: Plan, before: int, upto: int) -> State:
     changed, added = _last_of_each(folder, before, upto)
     dead = {}
     for name in plan.segments:
-        items = plan.open(name, verify=False).items()
+        items = plan.open(name).items()  # checked: what is damaged shall not get a new checksum
         gone = pc.is_valid(pc.index_in(items["item_id"], value_set=changed)).to_numpy()
         dead[name] = np.union1d(plan.dead.get(name, NO_ROWS), np.flatnonzero(gone))
     kept = _rewritten(folder, plan, dead, upto)
@@ -332,6 +337,7 @@ def _state(folder: Path, index: str) -> State:
         state = State.model_validate_json(content)
     except ValidationError as error:
         raise ArtifactError(f"a live index's state in {path}", f"{error.error_count()} errors", AGAIN) from None
+    artifacts.check_seal(path, content, state.sum, "restore it from a copy")
     if state.index != index:
         raise ArtifactError(f"changes to index {index[:12]} in {folder}", state.index[:12], "move them away")
     return state

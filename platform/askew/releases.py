@@ -90,6 +90,7 @@ class Kept(Settings):
     deployed: str
     now: Release
     before: Release | None = None
+    sum: str = ""  # of its own text, this being empty
 
 
 def memory(cache: Path, uri: str, model: str, endpoint: str) -> Path:
@@ -98,14 +99,24 @@ def memory(cache: Path, uri: str, model: str, endpoint: str) -> Path:
 
 
 def remembered(path: Path, deployed: str | None = None) -> Kept | None:
-    """Read what was served last, by that deployment or by any; None when nothing was, or it can't be read."""
+    """Read what was served last, by that deployment or by any; None when nothing was, or it can't be read.
+
+    One that can't be read is told, by its name.
+    """
     try:
-        kept = Kept.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        content = path.read_bytes()
+        kept = Kept.model_validate_json(content)
+        artifacts.check_seal(path, content, kept.sum, "the alias says what is served")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError, ArtifactError) as error:
+        found = " ".join(str(error).split())[:300]
+        print(f"askew: warning: what was served last is not known from {path}: {found}", flush=True)
         return None
     return kept if deployed in (None, kept.deployed) else None
 
 
 def remember(path: Path, now: Release, before: Release | None, deployed: str) -> None:
     """Write what is served, in the place of what was."""
-    artifacts.write_text(path, Kept(deployed=deployed, now=now, before=before).model_dump_json(indent=1))
+    kept = Kept(deployed=deployed, now=now, before=before).model_dump_json(indent=1)
+    artifacts.write_text(path, artifacts.sealed(kept))

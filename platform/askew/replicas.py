@@ -16,6 +16,7 @@ import ray.util
 from askew.wire import Address, Connection, GoneError, Listener
 
 LOOK_EVERY_S = 1.0
+LOOK_WITHIN_S = 3.0  # in which one must be found: a network that lets nothing pass does not say so
 RUNNING = "running_requests"  # what Ray Serve scales by, under its own name for it
 
 
@@ -83,6 +84,13 @@ class Replicas:
         return self._looking
 
     async def _found(self) -> None:
+        try:
+            async with asyncio.timeout(LOOK_WITHIN_S):
+                await self._connected()
+        except TimeoutError as error:
+            raise GoneError(f"no replica was found within {LOOK_WITHIN_S:g} s") from error
+
+    async def _connected(self) -> None:
         address = await self._address()
         self._looked = asyncio.get_running_loop().time()
         self._connections = {at: one for at, one in self._connections.items() if not one.closed}

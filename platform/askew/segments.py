@@ -200,6 +200,10 @@ class Plan:
         """Read the trained index that this one's segments start from."""
         if self.design.exact:
             return Index.flat(self.design.dim)
+        files = artifacts.read(self.folder, "index", verify=False).files
+        if EMPTY not in files:
+            raise ArtifactError(f"the file {self.folder / EMPTY} of an index", "none", AGAIN)
+        artifacts.check(self.folder / EMPTY, files[EMPTY])
         return Index.read(self.folder / EMPTY, self.design)
 
 

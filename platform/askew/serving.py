@@ -22,6 +22,7 @@ from askew.keys import KeyFile
 from askew.registry import CHAMPION, Registry
 from askew.releases import Release
 from askew.switching import Switch, SwitchSettings, Watched
+from askew.watchdog import WatchdogSettings
 
 
 class Scaling(Settings):
@@ -72,6 +73,7 @@ class ServingSettings(IngressSettings):
     num_shards: int = Field(default=2, ge=1)
     follow_every_s: float = Field(default=0.5, gt=0)  # a shard takes in changes at a search, at most so often
     switch: SwitchSettings = SwitchSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()  # over the proxies
     ingress: Deployment = Deployment(
         max_ongoing_requests=512, max_queued_requests=512, scaling=Scaling(target_ongoing_requests=64)
     )  # takes requests, and merges what shards find
@@ -109,6 +111,7 @@ def build(settings: ServingSettings) -> serve.Application:
     switch = serve.deployment(Switch).options(**one.options("switch")).bind(
         settings.switch.model_dump(mode="json"), [*watched],
         first(settings, cache).model_dump(), watches=not settings.version.isdecimal(),
+        watchdog=settings.watchdog.model_dump(mode="json"),
     )  # fmt: skip
     every_s = settings.report_every_s
     encoder = serve.deployment(Encoder).options(**settings.encoder.options("encoder"))

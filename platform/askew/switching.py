@@ -32,6 +32,7 @@ from askew.gates import GateSettings, Verdict
 from askew.registry import Registry, Version
 from askew.releases import BY, FORCE, Release
 from askew.replicas import Wired
+from askew.watchdog import WatchdogSettings, of_serve
 
 EVALUATION = "evaluation/queries.parquet"
 SETTLED_S = 1.0  # after so long every replica that lives has reported
@@ -97,9 +98,17 @@ class Switch(Wired):
     answers = ("report", "look")
 
     async def __init__(  # type: ignore[misc]
-        self, settings: Mapping[str, Any], watched: Sequence[Any], start: Mapping[str, Any], watches: bool
+        self,
+        settings: Mapping[str, Any],
+        watched: Sequence[Any],
+        start: Mapping[str, Any],
+        watches: bool,
+        watchdog: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take what is live at first; `watches` is false where a version is named by its number."""
+        """Take what is live at first; `watches` is false where a version is named by its number.
+
+        With a watchdog's settings, this process has it beside the switch: neither is in a request's way.
+        """
         telemetry.escape()
         torch.set_num_threads(1)  # a gate has time; what is answered beside it has none
         self._settings, self._watched = SwitchSettings.model_validate(settings), Watched(*watched)
@@ -125,6 +134,8 @@ class Switch(Wired):
         if watches:
             self._start(self._watching())
             self._start(self._hooked())
+        if watchdog and (over := WatchdogSettings.model_validate(watchdog)).enabled:
+            self._start(of_serve(over).run())
 
     # --- replicas --------------------------------------------------------------------------------
 

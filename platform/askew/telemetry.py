@@ -33,6 +33,10 @@ RECALL = Gauge("askew_recall_at_10_live", "Share of the exact ten best that live
 SHARD_MS = Histogram("askew_shard_ms", "Milliseconds that a shard searched", boundaries=MS, tag_keys=("shard",))
 SHARD_ITEMS = Gauge("askew_shard_items", "Items that a shard can find", tag_keys=("shard",))
 CHANGE = Gauge("askew_change", "The last change of the index that a shard has taken in", tag_keys=("shard",))
+PROXY = Gauge("askew_proxy", "1 where a search comes through the proxy of a node, 0 where not", tag_keys=("node",))
+PROXY_RESTARTS = Counter(
+    "askew_proxy_restarts", "Proxies that were restarted, for no search came through", tag_keys=("node",)
+)
 WRITTEN = Counter("askew_written", "Items that were upserted, deleted or refused", tag_keys=("what",))
 
 

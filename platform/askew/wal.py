@@ -9,6 +9,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -20,6 +21,7 @@ HEAD = struct.Struct("<4sIQI")  # mark, length of the content, number, checksum 
 MARK = b"askL"  # its last letter is the format's
 MAX_CONTENT = 256 << 20
 SUFFIX = ".wal"
+ZEROS = 16  # so many never end a change: an Arrow stream has fewer
 
 
 class Entry(NamedTuple):
@@ -61,7 +63,7 @@ class Log:
             for entry, after in _frames(path, 0):
                 self.last, end = _following(entry, self.last, folder), after
             if path.stat().st_size > end:
-                _refuse_damage(path, end, last=path == paths[-1])
+                _refuse_damage(path, end, self.last + 1, last=path == paths[-1])
                 os.truncate(path, end)
                 artifacts.sync(path)
         return paths[-1] if paths else self._name(self.last + 1)
@@ -134,7 +136,7 @@ class Tail:
         """Yield what was acknowledged since the last call.
 
         Raises ArtifactError when changes in between are gone, so that the reader must start from the state that
-        took them up.
+        took them up; or when one is damaged.
         """
         paths = _files(self._folder)
         if paths and _first(paths[0]) > self.last + 1:
@@ -143,12 +145,16 @@ class Tail:
         for number, path in enumerate(paths):
             if number + 1 < len(paths) and _first(paths[number + 1]) <= self.last + 1:
                 continue
-            start = self._at if path == self._path else 0
-            for entry, end in _frames(path, start):
-                self._path, self._at = path, end
+            if path != self._path:
+                self._path, self._at = path, 0
+            for entry, end in _frames(path, self._at):
+                self._at = end
                 if entry.number > self.last:
                     self.last = _following(entry, self.last, self._folder)
                     yield entry
+            with suppress(FileNotFoundError):  # a compaction has taken it up meanwhile
+                if path.stat().st_size > self._at:
+                    _refuse_damage(path, self._at, self.last + 1, last=path == paths[-1])
 
     def refuse_damage(self) -> None:
         """Raise ArtifactError when what `read` stopped at was acknowledged, for whole changes come after it."""
@@ -156,7 +162,7 @@ class Tail:
             if _first(paths[-1]) > self.last + 1:
                 found = f"none before {_first(paths[-1])}"
                 raise ArtifactError(f"change {self.last + 1} in {self._folder}", found, "restore it from a copy")
-            _refuse_damage(paths[-1], self._at if paths[-1] == self._path else 0, last=True)
+            _refuse_damage(paths[-1], self._at if paths[-1] == self._path else 0, self.last + 1, last=True)
 
 
 def copy(folder: Path, after: int, to: Path) -> int:
@@ -228,16 +234,30 @@ def _refuse_format(path: Path, mark: bytes) -> None:
         raise ArtifactError(f"changes of format {MARK[3:].decode()} in {path}", f"format {mark[3:].decode()}", do)
 
 
-def _refuse_damage(path: Path, end: int, *, last: bool) -> None:
-    """Tell a frame that a crash cut short, at the very end, from damage to what was acknowledged."""
+def _refuse_damage(path: Path, end: int, number: int, *, last: bool) -> None:
+    """Tell a frame that a crash cut short, or that is being written, from damage to what was acknowledged."""
     with path.open("rb") as stream:
         stream.seek(end)
         rest = stream.read()
+    if next(_frames(path, end), None):  # it was being written
+        return
     whole_after = rest.find(MARK, 1)
     while whole_after >= 0:
         if next(_frames(path, end + whole_after), None):
             break
         whole_after = rest.find(MARK, whole_after + 1)
-    if whole_after >= 0 or not last:
-        do = "restore it from a copy; what follows the damage was acknowledged"
+    if whole_after >= 0 or not last or _is_all_there(rest, number):
+        do = "restore it from a copy; what is damaged, and what follows, was acknowledged"
         raise ArtifactError(f"whole changes in {path}", f"damage at byte {end:,}", do)
+
+
+def _is_all_there(rest: bytes, number: int) -> bool:
+    """Whether of a damaged frame no byte is missing: one that was cut short is shorter than it says.
+
+    After a crash a file may end in zeros, which the system put where it had not yet written.
+    """
+    if len(rest) < HEAD.size or not rest[-ZEROS:].strip(b"\0"):
+        return False
+    mark, length, _, checksum = HEAD.unpack_from(rest)
+    content = rest[HEAD.size :]
+    return bool(mark == MARK and length <= len(content)) or bool(checksum == _checksum(number, content))
