@@ -56,7 +56,7 @@ def enter() -> bool:
         return False
     within = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     os.environ[INSIDE] = "1"
-    os.execvp(within[0], [*within, sys.executable, *sys.argv])  # noqa: S606
+    os.execvp(within[0], [*within, sys.executable, *sys.argv])  # noqa: S606  # nosec B606
     return True
 
 

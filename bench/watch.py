@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 LEAST = 4  # points; a process of fewer says nothing of a slope
-SHARED = Path("/dev/shm")  # noqa: S108
+SHARED = Path("/dev/shm")  # noqa: S108  # nosec B108
 HOUR_S, MIB = 3600.0, 1 << 20
 Floats = NDArray[np.float64]
 

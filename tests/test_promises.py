@@ -25,9 +25,13 @@ def functions(path: Path) -> set[str]:
 
 
 def judged(script: Path) -> list[str]:
-    """Patterns of all words in a script, "failed_{kind}" being any word that begins so."""
+    """Patterns of all words in a script and in those that it imports, "failed_{kind}" being any that begins so."""
     found = []
-    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+    nodes = [*ast.walk(ast.parse(script.read_text(encoding="utf-8")))]
+    imported = [one.name for node in nodes if isinstance(node, ast.Import) for one in node.names]
+    for path in (script.with_name(f"{name}.py") for name in imported):
+        nodes += ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.exists() else []
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             parts = (re.escape(p.value) if isinstance(p, ast.Constant) else r"\w+" for p in node.values)
             found.append("".join(map(str, parts)))
