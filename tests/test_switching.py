@@ -70,7 +70,7 @@ class World:
         """Start a switch on a version, and the replicas if there are none."""
         (self.root / "cache").mkdir(exist_ok=True)
         watched = Watched(uri or self.uri, self.name, CHAMPION, str(self.root / "cache"), 1, deployed)
-        how = {"watch_every_s": 0.05, "watched_s": 0, "previous_s": 60, **settings}
+        how = {"watch_every_s": 0.05, "watched_s": 0, "previous_s": 60, "slow_for_s": 0, "steady_s": 0, **settings}
         self.switch = Switch.__new__(Switch)
         await self.switch.__init__(how, [*watched], self.release(version).model_dump(), True)  # type: ignore[misc]
         for kind in KINDS if not self.holders else ():
@@ -438,6 +438,32 @@ def test_a_release_that_fails_or_is_slow_gives_way_to_the_one_before(
         world.seen = {}
         world.registry.promote(two)
         await world.until(lambda: world.live == "2")  # a person wants it again
+
+    run(scenario())
+
+
+def test_what_is_slow_for_a_moment_or_while_replicas_come_and_go_stays(world: World) -> None:
+    async def scenario() -> None:
+        one, two = world.version(1), world.version(2)
+        calm, slow = ({"searches": n, "failed": 0.0, "p99": p99} for n, p99 in ((500.0, 100.0), (1000.0, 900.0)))
+        await world.start(one, watched_s=60, slow_for_s=1.0, steady_s=4.0)
+        world.seen = {world.release(one).key: calm}
+        await asyncio.sleep(4.5)
+        world.registry.promote(two)
+        await world.until(lambda: world.live == "2")
+        key = world.release(two).key
+        world.seen = {world.release(one).key: calm, key: slow}
+        await asyncio.sleep(0.5)
+        world.seen = {world.release(one).key: calm, key: calm | {"searches": 1000.0}}
+        await asyncio.sleep(1.0)
+        world.seen = {world.release(one).key: calm, key: slow}
+        newcomer = ("shard-0", "newcomer", [key], {}, {})
+        for _ in range(5):  # a replica is new there, and is missed three seconds later
+            await world.switch.report(*newcomer)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(5.2)
+        assert world.live == "2"
+        await world.until(lambda: world.live == "1")
 
     run(scenario())
 

@@ -30,7 +30,7 @@ from askew.searching import Parts, Search, SearchSettings
 from askew.wire import GoneError
 
 EXACT_RESTS = 100  # times as long as a search of every item took, none is made: a hundredth of the time at most
-LATENCIES = 1000  # of the last searches, from which a release's p99 is told
+LATENCIES, LATENCIES_S = 1000, 20.0  # of so many last searches, not older, a release's p99 is told
 
 
 class IngressSettings(SearchSettings):
@@ -51,11 +51,13 @@ class Seen:
 
     def __init__(self) -> None:
         self.searches, self.failed = 0, 0
-        self.ms: deque[float] = deque(maxlen=LATENCIES)
+        self.ms: deque[tuple[float, float]] = deque(maxlen=LATENCIES)  # when, and how long
 
     def told(self) -> dict[str, float]:
         """Counts since the release is held here, and the p99 of the last searches, in milliseconds."""
-        p99 = float(np.percentile(self.ms, 99)) if self.ms else 0.0
+        late = time.perf_counter() - LATENCIES_S
+        lately = [ms for at, ms in self.ms if at > late]
+        p99 = float(np.percentile(lately, 99)) if lately else 0.0
         return {"searches": self.searches, "failed": self.failed, "p99": p99}
 
 
@@ -175,7 +177,7 @@ class Ingress:
         degraded = answer.answered < answer.release.shards
         outcome = "degraded" if degraded else "cached" if "cached" in answer.took else "full"
         telemetry.add(telemetry.SEARCHES, 1, outcome=outcome)
-        seen.ms.append(ms := 1000 * (time.perf_counter() - started))
+        seen.ms.append((done := time.perf_counter(), ms := 1000 * (done - started)))
         telemetry.SEARCH_MS.observe(ms, {"part": "all"})
         if ask.query and outcome == "full" and ask.image_weight is None:
             self._compare(live, ask, answer, ms)

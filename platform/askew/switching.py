@@ -56,7 +56,9 @@ class SwitchSettings(Settings):
     watched_s: float = Field(default=120.0, ge=0)  # so long after a switch the release before comes back, when
     max_failed: float = Field(default=0.02, ge=0, le=1)  # a greater share of searches fails,
     max_slower: float = Field(default=3.0, ge=1)  # or p99 is so many times that of the release before,
-    slow_ms: float = Field(default=200.0, ge=0)  # and more than this,
+    slow_ms: float = Field(default=200.0, ge=0)  # and more than this
+    slow_for_s: float = Field(default=4.0, ge=0)  # for so long,
+    steady_s: float = Field(default=30.0, ge=0)  # no replica having come or gone for so long,
     least_searches: int = Field(default=100, ge=1)  # of at least so many
     shadow: str = "shadow"  # the alias of a version that a share of searches is made in too, unseen
     shadow_every_s: float = Field(default=30.0, gt=0)  # so often MLflow is told how other its answers are
@@ -124,6 +126,7 @@ class Switch(Wired):
         self._shadowing = ""  # the version and index that were last tried as shadow
         self._shadow_told = 0.0
         self._replicas: dict[str, Replica] = {}
+        self._moved = float("-inf")  # when a replica last came or went
         self._events: deque[Callable[[Registry], None]] = deque(maxlen=EVENTS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._switching: asyncio.Task[None] | None = None
@@ -143,6 +146,8 @@ class Switch(Wired):
         self, kind: str, who: str, held: Sequence[str], failed: Mapping[str, str], seen: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Take a replica's report of what it holds; returns what it shall hold, and which of these is live."""
+        if who not in self._replicas:
+            self._moved = time.monotonic()
         self._replicas[who] = Replica(kind, time.monotonic(), frozenset(held), failed, seen)
         all_ = (self._live, self._before, self._loading, self._shadow)
         held_ = {one.key: one for one in all_ if one is not None}
@@ -167,8 +172,11 @@ class Switch(Wired):
     def _reported(self) -> list[Replica]:
         """The replicas that live, as far as is known."""
         late = time.monotonic() - AWAY_S
-        self._replicas = {who: one for who, one in self._replicas.items() if one.at > late}
-        return list(self._replicas.values())
+        live = {who: one for who, one in self._replicas.items() if one.at > late}
+        if len(live) < len(self._replicas):
+            self._moved = time.monotonic()
+        self._replicas = live
+        return list(live.values())
 
     def _holds(self, key: str) -> bool:
         """Whether all replicas hold a release, of every kind at least one. Raises RuntimeError when one can't."""
@@ -346,10 +354,13 @@ class Switch(Wired):
         self, release: Release, old: Release, version: Version, p99: float, before: tuple[float, float]
     ) -> None:
         """Watch over the first minutes of a release, and let the one before go in the end."""
-        until = time.monotonic() + self._settings.watched_s
+        until, well = time.monotonic() + self._settings.watched_s, time.monotonic()
         while time.monotonic() < until and self._live is release:
             await asyncio.sleep(0.25)
-            if self._live is release and (why := self._trouble(release.key, p99, before)):
+            now, slow = time.monotonic(), self._slowness(release.key, p99, before)
+            well = well if slow else now
+            why = self._failing(release.key, before) or (now - well >= self._settings.slow_for_s and slow)
+            if why and self._live is release:
                 self._refused[_identity(version)] = float("inf"), [f"rolled back: {why}"]
                 self._live, self._before, self._since = old, release, datetime.now(UTC)
                 self._candidate = version, "refused"
@@ -367,15 +378,19 @@ class Switch(Wired):
         seen = [one.seen[key] for one in self._reported() if key in one.seen]
         return sum(one["searches"] for one in seen), sum(one["failed"] for one in seen)
 
-    def _trouble(self, key: str, p99_before: float, counted: tuple[float, float]) -> str | None:
-        """What is wrong with a release since it is live, if anything is."""
+    def _failing(self, key: str, counted: tuple[float, float]) -> str | None:
+        """What fails in a release since it is live, if too much does."""
         searches, failed = np.subtract(self._counted(key), counted).tolist()
-        if searches < self._settings.least_searches:
-            return None
-        if failed > self._settings.max_failed * searches:
+        if searches >= self._settings.least_searches and failed > self._settings.max_failed * searches:
             return f"{failed:.0f} of {searches:.0f} searches failed"
-        p99 = self._p99(key)
-        if p99_before and p99 > max(self._settings.max_slower * p99_before, self._settings.slow_ms):
+        return None
+
+    def _slowness(self, key: str, p99_before: float, counted: tuple[float, float]) -> str | None:
+        """How slow a release is, if it is too slow, and not because replicas came or went."""
+        p99, searches = self._p99(key), self._counted(key)[0] - counted[0]
+        steady = time.monotonic() - self._moved >= self._settings.steady_s
+        enough = bool(p99_before) and searches >= self._settings.least_searches
+        if steady and enough and p99 > max(self._settings.max_slower * p99_before, self._settings.slow_ms):
             return f"p99 is {p99:.0f} ms, and was {p99_before:.0f} ms before"
         return None
 
