@@ -70,6 +70,13 @@ def test_any_bytes_are_rows_or_refused(
     assert len({len(row) for row in rows}) <= 1
 
 
+@pytest.mark.parametrize("mark", [read_delimited.END, read_delimited.INVALID])
+def test_a_row_of_the_marks_that_reading_uses_is_set_aside(folder: Path, mark: str) -> None:
+    rows = ["one,two", "1,2", f"{mark},x", mark, "3,4", f"5,{mark}"]
+    found, why = read(folder, "\n".join(rows).encode(), Form())
+    assert (found, why) == ([["1", "2"], ["3", "4"]], ["invalid_utf8"] * 3)
+
+
 def test_a_long_value_is_read_in_a_header_and_in_a_row_that_is_mended(folder: Path) -> None:
     long = "x" * 200_000
     assert read(folder, f"a,{long}\n1,2\n".encode(), Form()) == ([["1", "2"]], [])

@@ -92,6 +92,8 @@ class Text(io.RawIOBase):
         data = self._stream.read(1 << 18)
         self._ended = not data
         text = self._decoder.decode(data, final=self._ended)
+        if END in text or INVALID in text:  # a file that holds them all the same
+            self.any_invalid, text = True, text.replace(END, INVALID)
         try:
             piece = text.encode()
         except UnicodeEncodeError:
