@@ -192,10 +192,12 @@ def in_cluster(folder: Path, isolated: bool, how: How) -> dict[str, Any]:
     for path in (home, root):
         path.mkdir()
     with nodes.disk(root, ROOT_BYTES) if isolated else nullcontext():  # small, for it to be filled
-        release = bench.releases(root, how.items, ["tiny"])["tiny"]
         with nodes.cluster(home, isolated) as cluster:
+            underway.submit(cluster.dashboard, root, "training-0")
+            release = bench.releases(root, how.items, ["tiny"])["tiny"]
             world = World(cluster, root, release.index, "training-0")
-            underway.submit(cluster.dashboard, root, world.job)
+            nodes.await_true(lambda: is_training(world), "a training that has saved something", 300)
+            say("a training under way")
             deploy(cluster, release)
             return under_load(world, release, how)
 
@@ -207,8 +209,7 @@ def under_load(world: World, release: bench.Release, how: How) -> dict[str, Any]
     clients = Clients(proxies, truth(release, load.queries()[:ASKED]), how.rate, how.seed)
     clients.start()
     nodes.await_true(lambda: is_calm(clients) and is_whole(cluster), "an endpoint that is whole")
-    nodes.await_true(lambda: is_training(world), "a training that has saved something", 2 * nodes.PATIENCE_S)
-    say("an endpoint that answers, and a training under way")
+    say("an endpoint that answers")
     found = [struck(world, clients, fault, chance) for fault in how.faults(cluster.isolated, chance)]
     if how.logs:
         for node in cluster.nodes:

@@ -28,7 +28,7 @@ def test_a_shard_whose_log_is_damaged_goes_on_with_what_it_took_in_and_no_new_on
     for _ in range(2):
         follower = asyncio.run(following.follow())
         assert (follower.last, follower.shard.item("n1") is None, follower.shard.item("n2")) == (1, False, None)
-    with pytest.raises(ArtifactError, match=rf"damage at byte {whole}"):
+    with pytest.raises(ArtifactError, match=rf"damage at byte {whole:,}"):
         Follower(index)
     os.truncate(log, 0)
     content[whole + 100] ^= 1
