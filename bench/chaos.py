@@ -35,6 +35,7 @@ from typing import Annotated, Any
 import asking
 import faults
 import flips
+import httpx
 import kills
 import load
 import nodes
@@ -137,6 +138,8 @@ def struck(world: World, clients: Clients, fault: Fault, chance: random.Random) 
         base = time.monotonic() if fault.from_undone else began
     time.sleep(asking.SLOWEST_S)  # what hangs has been seen by then
     back = until(lambda: is_calm(clients) and is_whole(world.cluster), PATIENCE_S)
+    with suppress(httpx.HTTPError):
+        faults.resume(world)
     told = {
         "fault": fault.name, "victim": victim, **counted(clients, fault, began, base), "calm": back,
         "whole_again_s": round(time.monotonic() - base, 1),
@@ -189,10 +192,12 @@ def in_cluster(folder: Path, isolated: bool, how: How) -> dict[str, Any]:
     for path in (home, root):
         path.mkdir()
     with nodes.disk(root, ROOT_BYTES) if isolated else nullcontext():  # small, for it to be filled
-        release = bench.releases(root, how.items, ["tiny"])["tiny"]
         with nodes.cluster(home, isolated) as cluster:
+            underway.submit(cluster.dashboard, root, "training-0")
+            release = bench.releases(root, how.items, ["tiny"])["tiny"]
             world = World(cluster, root, release.index, "training-0")
-            underway.submit(cluster.dashboard, root, world.job)
+            nodes.await_true(lambda: is_training(world), "a training that has saved something", 300)
+            say("a training under way")
             deploy(cluster, release)
             return under_load(world, release, how)
 
@@ -204,6 +209,7 @@ def under_load(world: World, release: bench.Release, how: How) -> dict[str, Any]
     clients = Clients(proxies, truth(release, load.queries()[:ASKED]), how.rate, how.seed)
     clients.start()
     nodes.await_true(lambda: is_calm(clients) and is_whole(cluster), "an endpoint that is whole")
+    say("an endpoint that answers")
     found = [struck(world, clients, fault, chance) for fault in how.faults(cluster.isolated, chance)]
     if how.logs:
         for node in cluster.nodes:
@@ -226,6 +232,7 @@ def found_in_all(world: World, clients: Clients, found: list[dict[str, Any]]) ->
         "upserts_not_acknowledged": dict(seen.writes_failed.most_common(12)),
         "proxies_restarted_by_the_watchdog": world.cluster.logged("it is restarted"),
         "training_steps": len({*underway.steps(world.root)}), "steps_redone": underway.redone(world.root),
+        "trainings_that_had_to_be_submitted_again": world.jobs_ended,
     }  # fmt: skip
 
 

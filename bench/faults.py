@@ -36,6 +36,7 @@ class World:
     root: Path  # of all artifacts, on a small disk
     index: Path
     job: str = ""
+    jobs_ended: int = 0
     kept: dict[Path, bytes] = field(default_factory=dict)  # files as they were
 
 
@@ -61,7 +62,7 @@ def every(isolated: bool) -> list[Fault]:
         Fault("network cut and healed", _cut, CUT_S, lambda world: world.cluster.heal(0, 1), True, True),
         Fault("disk full", _fill, FULL_S, lambda world: _filler(world).unlink(missing_ok=True), True, True),
         Fault("flipped bit in a segment", _flip_segment, HOLD_S, _restore),
-        Fault("flipped bit in a checkpoint", _flip_checkpoint, HOLD_S, _restore_checkpoint),
+        Fault("flipped bit in a checkpoint", _flip_checkpoint, HOLD_S, _restore),
         Fault("MLflow restarted", _end_mlflow, AWAY_S, _start_mlflow, from_undone=True),
     ]
     return [fault for fault in found if isolated or not fault.network]
@@ -192,11 +193,10 @@ def _flip_checkpoint(world: World, chance: random.Random) -> str:
     return told
 
 
-def _restore_checkpoint(world: World) -> None:
-    """Put the checkpoint back, and go on with the training, as whoever read its last words would."""
-    _restore(world)
-    with suppress(Exception):
-        if underway.status(world.cluster.dashboard, world.job)["status"] in ("PENDING", "RUNNING"):
-            return
+def resume(world: World) -> None:
+    """Go on with the training where it ended, as whoever read its last words would."""
+    if underway.status(world.cluster.dashboard, world.job)["status"] in ("PENDING", "RUNNING"):
+        return
+    world.jobs_ended += 1
     world.job = f"training-{time.monotonic_ns()}"
     underway.submit(world.cluster.dashboard, world.root, world.job)

@@ -140,14 +140,20 @@ class Following:
         self._tell()
 
     async def follow(self) -> Follower:
-        """Take in changes, where some time has passed; open the shard anew if the log has gone on without it."""
+        """Take in changes, where some time has passed; open the shard anew if the log has gone on without it.
+
+        Where what is on disk is damaged, what was taken in before is searched on; a new replica would not start.
+        """
         if time.monotonic() - self._followed >= self._every_s:
             self._followed = time.monotonic()
             try:
                 self._follower.follow()
             except ArtifactError as error:
-                telemetry.log.warning("%s; the shard is opened anew", error)
-                self._follower = await asyncio.to_thread(self._follower.reopened)
+                telemetry.warner.warn("follow", f"{error}; the shard is opened anew")
+                try:
+                    self._follower = await asyncio.to_thread(self._follower.reopened)
+                except ArtifactError as damage:
+                    telemetry.warner.warn("damage", f"no change is taken in any more: {damage}")
             self._tell()
         return self._follower
 

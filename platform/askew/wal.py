@@ -90,7 +90,7 @@ class Log:
             raise ArtifactError(
                 f"a change of at most {MAX_CONTENT:,} bytes", f"{len(content):,}", "send fewer items"
             )
-        number, end = self.last + 1, self._stream.tell()
+        number, end = self.last + 1, os.fstat(self._stream.fileno()).st_size  # `tell` counts what was cut off too
         frame = _frame(number, content)
         try:
             if self._stream.write(frame) != len(frame):
