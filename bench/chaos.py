@@ -191,15 +191,15 @@ def in_cluster(folder: Path, isolated: bool, how: How) -> dict[str, Any]:
     home, root = folder / "home", folder / "root"
     for path in (home, root):
         path.mkdir()
-    with nodes.disk(root, ROOT_BYTES) if isolated else nullcontext():  # small, for it to be filled
-        with nodes.cluster(home, isolated) as cluster:
-            underway.submit(cluster.dashboard, root, "training-0")
-            release = bench.releases(root, how.items, ["tiny"])["tiny"]
-            world = World(cluster, root, release.index, "training-0")
-            nodes.await_true(lambda: is_training(world), "a training that has saved something", 300)
-            say("a training under way")
-            deploy(cluster, release)
-            return under_load(world, release, how)
+    disk = nodes.disk(root, ROOT_BYTES) if isolated else nullcontext()  # small, for it to be filled
+    with disk, nodes.cluster(home, isolated) as cluster:
+        underway.submit(cluster.dashboard, root, "training-0")
+        release = bench.releases(root, how.items, ["tiny"])["tiny"]
+        world = World(cluster, root, release.index, "training-0")
+        nodes.await_true(lambda: is_training(world), "a training that has saved something", 300)
+        say("a training under way")
+        deploy(cluster, release)
+        return under_load(world, release, how)
 
 
 def under_load(world: World, release: bench.Release, how: How) -> dict[str, Any]:
