@@ -191,8 +191,8 @@ def in_cluster(folder: Path, isolated: bool, how: How) -> dict[str, Any]:
     home, root = folder / "home", folder / "root"
     for path in (home, root):
         path.mkdir()
-    small = nodes.disk(root, ROOT_BYTES) if isolated else nullcontext()  # for it to be filled
-    with small, nodes.cluster(home, isolated) as cluster:
+    disk = nodes.disk(root, ROOT_BYTES) if isolated else nullcontext()  # small, for it to be filled
+    with disk, nodes.cluster(home, isolated) as cluster:
         underway.submit(cluster.dashboard, root, "training-0")
         release = bench.releases(root, how.items, ["tiny"])["tiny"]
         world = World(cluster, root, release.index, "training-0")
