@@ -22,6 +22,7 @@ a request fell due.
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -210,7 +211,8 @@ class Cluster(local.Stack):
 
 @contextmanager
 def cluster(home: Path, tuned: bool) -> Iterator[Cluster]:
-    """Start Ray and MLflow, and end them."""
+    """Start Ray and MLflow, and end them, also where this process is told to end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     ports = dict(zip(local.PURPOSES, local.free_ports(4), strict=True))
     stack = Cluster(instance=secrets.token_hex(4), home=home, ports=local.Ports(**ports), tuned=tuned)
     (home / "logs").mkdir(parents=True)
