@@ -162,7 +162,7 @@ def test_the_number_of_workers_changes_no_byte(base: IndexSettings, built: dict[
     assert not other["skipped"]
     one, another = (artifacts.read(Path(r["artifact"]), "index") for r in (built, other))
     one.details["measured"]["query_ms"] = another.details["measured"]["query_ms"] = 0  # is a matter of the machine
-    assert one == another
+    assert one.model_copy(update={"sum": ""}) == another.model_copy(update={"sum": ""})
 
 
 def test_more_segments_than_items_become_one_for_each(few: IndexSettings) -> None:
@@ -316,7 +316,7 @@ def test_a_builder_killed_at_any_moment_goes_on_and_leaves_nothing_that_is_taken
         measured = manifest.details["measured"]  # by the effort that was the fastest just then, of those that do
         assert measured["recall@10"] >= measured["recall_target"]
         manifest.details["measured"] = manifest.details["effort"] = {}
-        return manifest, kills
+        return manifest.model_copy(update={"sum": ""}), kills
 
     calm, _ = built(tmp_path / "calm", None)
     assert calm.counts == {"items": 300, "quarantined": 0}

@@ -6,7 +6,9 @@ places.
 Shapes: B queries, N vectors, D dimensions, K hits.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -44,6 +46,7 @@ ON_GPU = ("flat", "ivf_flat", "ivf_sq8")  # kinds that FAISS searches on a GPU t
 GPU_K, GPU_LISTS = 2048, 2048  # up to so many hits and lists
 MAX_LOOPS = 1 << 28  # of a file that is read: its checksum was right, and yet it should not take for ever
 SCORED_AT_ONCE = 1 << 22  # numbers
+_READING = threading.Lock()
 SPARE, ROUNDING = 8, 1e-5  # a batch's matrix product rounds equal vectors apart, by their places
 
 
@@ -159,11 +162,8 @@ class Index:
         """Read an index file. Raises ArtifactError when it is none, or of another design."""
         do = "build the index again"
         try:
-            size = max(1, path.stat().st_size)  # a file holds no array that is larger, and no list without a byte
-            tables = 32 * design.lists * design.dim  # that IVFPQ makes of what it read
-            faiss.set_deserialization_vector_byte_limit(size + tables)
-            faiss.set_deserialization_loop_limit(min(size, MAX_LOOPS))
-            index = faiss.read_index(str(path))
+            with _bounded(path, design):
+                index = faiss.read_index(str(path))
         except (RuntimeError, MemoryError, OSError) as error:
             raise ArtifactError(f"a FAISS index in {path}", " ".join(str(error).split())[:200], do) from error
         if index.d != design.dim or index.metric_type != faiss.METRIC_INNER_PRODUCT:
@@ -335,6 +335,22 @@ class Index:
                 ivf.make_direct_map()
         found: Vectors = faiss.downcast_index(index).reconstruct_batch(np.ascontiguousarray(rows, dtype=np.int64))
         return found
+
+
+@contextmanager
+def _bounded(path: Path, design: Design) -> Iterator[None]:
+    """Let FAISS take no more memory for a file than it can be worth; its bounds are the whole process's."""
+    size = max(1, path.stat().st_size)  # a file holds no array that is larger, and no list without a byte
+    tables = 32 * design.lists * design.dim  # that IVFPQ makes of what it read
+    with _READING:
+        before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(size + tables)
+        faiss.set_deserialization_loop_limit(min(size, MAX_LOOPS))
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(before[0])
+            faiss.set_deserialization_loop_limit(before[1])
 
 
 class _Selector:
