@@ -195,7 +195,7 @@ def _flip_checkpoint(world: World, chance: random.Random) -> str:
 
 def resume(world: World) -> None:
     """Go on with the training where it ended, as whoever read its last words would."""
-    if underway.status(world.cluster.dashboard, world.job)["status"] in ("PENDING", "RUNNING"):
+    if not world.job or underway.status(world.cluster.dashboard, world.job)["status"] in ("PENDING", "RUNNING"):
         return
     world.jobs_ended += 1
     world.job = f"training-{time.monotonic_ns()}"
