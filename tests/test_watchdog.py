@@ -27,7 +27,7 @@ NO_INGRESS = (503, "application/json", bytes(refusals.FULL.body))  # what HAProx
 NO_ROUTE = (404, "text/plain", b"Path '/readyz' not found")  # what Ray Serve's proxy says
 HANGS = (0, "", b"")
 GONE = (-1, "", b"")
-SETTINGS = WatchdogSettings(every_s=0.01, timeout_s=0.3, failures=3, pause_s=0)
+SETTINGS = WatchdogSettings(every_s=0.01, timeout_s=1, failures=3, pause_s=0)
 
 
 class Stub(ThreadingHTTPServer):
@@ -48,7 +48,7 @@ class Answering(BaseHTTPRequestHandler):
         self.server.paths.append(self.path)
         status, kind, body = self.server.says
         if not status:
-            time.sleep(1)
+            time.sleep(1.5)
             return
         self.send_response(status)
         self.send_header("content-type", kind)
@@ -96,7 +96,7 @@ def looked(watched: list[Stub], *rounds: Any, settings: WatchdogSettings = SETTI
 @pytest.mark.parametrize("says", [NO_ROUTE, NO_INGRESS, HANGS, (500, "text/plain", b"Internal Server Error")])
 def test_a_proxy_that_passes_nothing_on_is_restarted(stubs: list[Stub], says: Any) -> None:
     assert looked(stubs, WELL, says, says, says, WELL) == [[], [], [], ["a"], []]
-    assert {*stubs[0].paths} == {"/readyz?timeout_ms=150"}
+    assert {*stubs[0].paths} == {"/readyz?timeout_ms=500"}
 
 
 def test_what_the_ingress_itself_says_is_none_of_its_failures(stubs: list[Stub]) -> None:
