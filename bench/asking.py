@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -139,7 +140,12 @@ def lost(proxies: Sequence[str], written: Sequence[str]) -> list[str]:
     gone = []
     with httpx.Client(timeout=10, trust_env=False) as client:
         for item_id in written:
-            answers = (client.get(f"{proxy}/items/{item_id}") for proxy in proxies)
-            if not any(answer.status_code == OK for answer in answers):
+            if not any(_has(client, proxy, item_id) for proxy in proxies):
                 gone.append(item_id)
     return gone
+
+
+def _has(client: httpx.Client, proxy: str, item_id: str) -> bool:
+    with suppress(httpx.HTTPError):
+        return client.get(f"{proxy}/items/{item_id}").status_code == OK
+    return False
