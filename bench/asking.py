@@ -137,12 +137,8 @@ class Clients(threading.Thread):
 
 def lost(proxies: Sequence[str], written: Sequence[str]) -> list[str]:
     """Which of the items that were acknowledged are not there."""
-    gone = []
     with httpx.Client(timeout=10, trust_env=False) as client:
-        for item_id in written:
-            if not any(_has(client, proxy, item_id) for proxy in proxies):
-                gone.append(item_id)
-    return gone
+        return [one for one in written if not any(_has(client, proxy, one) for proxy in proxies)]
 
 
 def _has(client: httpx.Client, proxy: str, item_id: str) -> bool:
