@@ -39,6 +39,7 @@ import httpx
 import kills
 import load
 import nodes
+import psutil
 import serve as bench
 import typer
 import underway
@@ -81,7 +82,7 @@ def deploy(cluster: nodes.Cluster, release: bench.Release) -> None:
     two = {**apart, "scaling": {"min_replicas": 2, "max_replicas": 2}}
     args = {
         "model": release.name, "cache": str(cluster.home / "models"), "num_shards": bench.NUM_SHARDS,
-        "cached_results": 0, "writes": True, "open_writes": True, "timeout_s": 1.0, "hedge_after_ms": 200,
+        "cached_results": 0, "writes": True, "open_writes": True, "timeout_s": 2.0, "hedge_after_ms": 200,
         "exact_share": 0, "ingress": two, "encoder": two, "shard": two,
     }  # fmt: skip
     http = {"host": "0.0.0.0" if cluster.isolated else "127.0.0.1", "port": cluster.http, "request_timeout_s": 5}  # noqa: S104
@@ -92,6 +93,11 @@ def deploy(cluster: nodes.Cluster, release: bench.Release) -> None:
 
 def is_whole(cluster: nodes.Cluster) -> bool:
     """Whether every replica that should be there runs, and every proxy, as Serve tells."""
+    for node in cluster.nodes:
+        node.supervise()
+    for worker in cluster.named(faults.KINDS["trainer"]):
+        with suppress(psutil.Error):
+            worker.nice(19)  # trainings and searches share two cores here
     with suppress(Exception):
         told = deploying.applications(cluster.dashboard)
         found = told["applications"]["search"]["deployments"]
@@ -179,6 +185,11 @@ class How:
     only: str
     logs: Path | None
 
+    @property
+    def trains(self) -> bool:
+        """Whether a training is under way: where all faults are done, or one of it."""
+        return not self.only or "trainer" in self.only or "checkpoint" in self.only
+
     def faults(self, isolated: bool, chance: random.Random) -> list[Fault]:
         """Which faults are done, in their order."""
         wanted = [one for one in faults.every(isolated) if not self.only or one.name in self.only.split(",")]
@@ -193,11 +204,14 @@ def in_cluster(folder: Path, isolated: bool, how: How) -> dict[str, Any]:
         path.mkdir()
     disk = nodes.disk(root, ROOT_BYTES) if isolated else nullcontext()  # small, for it to be filled
     with disk, nodes.cluster(home, isolated) as cluster:
-        underway.submit(cluster.dashboard, root, "training-0")
+        job = "training-0" if how.trains else ""
+        if job:
+            underway.submit(cluster.dashboard, root, job)
         release = bench.releases(root, how.items, ["tiny"])["tiny"]
-        world = World(cluster, root, release.index, "training-0")
-        nodes.await_true(lambda: is_training(world), "a training that has saved something", 300)
-        say("a training under way")
+        world = World(cluster, root, release.index, job)
+        if job:
+            nodes.await_true(lambda: is_training(world), "a training that has saved something", 300)
+            say("a training under way")
         deploy(cluster, release)
         return under_load(world, release, how)
 
@@ -232,6 +246,7 @@ def found_in_all(world: World, clients: Clients, found: list[dict[str, Any]]) ->
         "upserts_not_acknowledged": dict(seen.writes_failed.most_common(12)),
         "proxies_restarted_by_the_watchdog": world.cluster.logged("it is restarted"),
         "training_steps": len({*underway.steps(world.root)}), "steps_redone": underway.redone(world.root),
+        "nodes_on_which_ray_ended_by_itself": world.cluster.restarts,
         "trainings_that_had_to_be_submitted_again": world.jobs_ended,
     }  # fmt: skip
 

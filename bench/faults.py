@@ -25,7 +25,8 @@ KINDS = {  # a process's name begins so; of several chance decides
 KILLED = ("shard", "encoder", "ingress", "items", "switch", "controller", "proxy", "trainer")
 STOPPED = ("shard", "encoder", "ingress", "proxy", "controller", "raylet", "gcs", "trainer")
 STOPPED_S = {"gcs": 5.0, "raylet": 8.0}  # Ray takes a node for lost that is silent for longer
-HOLD_S, CUT_S, AWAY_S, FULL_S = 10.0, 25.0, 10.0, 8.0
+HOLD_S, CUT_S, AWAY_S, FULL_S = 10.0, 25.0, 8.0, 8.0
+REBOOT_S = 20.0  # Ray starts on no machine that it has not yet taken for lost
 
 
 @dataclass
@@ -58,7 +59,7 @@ def every(isolated: bool) -> list[Fault]:
     found = [Fault(f"kill {kind}", _killing(kind)) for kind in KILLED]
     found += [Fault(f"stop {kind}", _stopping(kind), STOPPED_S.get(kind, HOLD_S), _go_on) for kind in STOPPED]
     found += [
-        Fault("node removed and added", _remove, AWAY_S, _add, unreachable=(2,)),
+        Fault("node removed and added", _remove, REBOOT_S, _add, unreachable=(2,)),
         Fault("network cut and healed", _cut, CUT_S, lambda world: world.cluster.heal(0, 1), True, True),
         Fault("disk full", _fill, FULL_S, lambda world: _filler(world).unlink(missing_ok=True), True, True),
         Fault("flipped bit in a segment", _flip_segment, HOLD_S, _restore),
@@ -195,7 +196,7 @@ def _flip_checkpoint(world: World, chance: random.Random) -> str:
 
 def resume(world: World) -> None:
     """Go on with the training where it ended, as whoever read its last words would."""
-    if underway.status(world.cluster.dashboard, world.job)["status"] in ("PENDING", "RUNNING"):
+    if not world.job or underway.status(world.cluster.dashboard, world.job)["status"] in ("PENDING", "RUNNING"):
         return
     world.jobs_ended += 1
     world.job = f"training-{time.monotonic_ns()}"

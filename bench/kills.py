@@ -23,7 +23,7 @@ KINDS = {  # a process's name begins so; of several the seed decides
     "shard": "ray::ServeReplica:search:shard", "encoder": "ray::ServeReplica:search:encoder",
     "ingress": "ray::ServeReplica:search:ingress", "controller": "ray::ServeController",
 }  # fmt: skip
-BEFORE_S, AFTER_S, PATIENCE_S = 5.0, 20.0, 60.0
+BEFORE_S, AFTER_S, PATIENCE_S = 4.0, 16.0, 60.0
 TWO = {"min_replicas": 2, "max_replicas": 2}
 
 

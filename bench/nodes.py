@@ -109,6 +109,12 @@ class Node:
         options |= {"address": f"{self.cluster.nodes[0].ip}:{self.cluster.gcs}"}
         return [f"--{name}={value}" for name, value in options.items()]
 
+    def supervise(self) -> None:
+        """Start Ray again where it ended by itself, as whatever watches over a machine's services does."""
+        if self.process is not None and self.process.poll() is not None:
+            self.cluster.restarts.append(self.number)
+            self.start()
+
     def family(self) -> list[psutil.Process]:
         """Its living processes."""
         if self.process is None:
@@ -139,6 +145,7 @@ class Cluster:
     http: int = HTTP
     mlflow_port: int = MLFLOW
     temporary: Path = Path("/nowhere")
+    restarts: list[int] = field(default_factory=list)  # nodes on which Ray ended by itself
     mlflow_server: subprocess.Popen[bytes] | None = None
 
     @property

@@ -26,7 +26,8 @@ NO_SHARD = (503, "application/json", bytes(refusals.failed(503, "no shard answer
 NO_INGRESS = (503, "application/json", bytes(refusals.FULL.body))  # what HAProxy says
 NO_ROUTE = (404, "text/plain", b"Path '/readyz' not found")  # what Ray Serve's proxy says
 HANGS = (0, "", b"")
-SETTINGS = WatchdogSettings(every_s=0.01, timeout_s=0.3, failures=3, pause_s=0)
+GONE = (-1, "", b"")
+SETTINGS = WatchdogSettings(every_s=0.01, timeout_s=1, failures=3, pause_s=0)
 
 
 class Stub(ThreadingHTTPServer):
@@ -47,7 +48,7 @@ class Answering(BaseHTTPRequestHandler):
         self.server.paths.append(self.path)
         status, kind, body = self.server.says
         if not status:
-            time.sleep(1)
+            time.sleep(1.5)
             return
         self.send_response(status)
         self.send_header("content-type", kind)
@@ -82,6 +83,8 @@ def looked(watched: list[Stub], *rounds: Any, settings: WatchdogSettings = SETTI
         async with httpx.AsyncClient(trust_env=False) as client:
             for says in rounds:
                 watched[0].says = says
+                if says is GONE:
+                    watched[0].server_close()
                 await watchdog.look(client)
                 found.append([*restarted])
                 restarted.clear()
@@ -93,7 +96,7 @@ def looked(watched: list[Stub], *rounds: Any, settings: WatchdogSettings = SETTI
 @pytest.mark.parametrize("says", [NO_ROUTE, NO_INGRESS, HANGS, (500, "text/plain", b"Internal Server Error")])
 def test_a_proxy_that_passes_nothing_on_is_restarted(stubs: list[Stub], says: Any) -> None:
     assert looked(stubs, WELL, says, says, says, WELL) == [[], [], [], ["a"], []]
-    assert {*stubs[0].paths} == {"/readyz?timeout_ms=150"}
+    assert {*stubs[0].paths} == {"/readyz?timeout_ms=500"}
 
 
 def test_what_the_ingress_itself_says_is_none_of_its_failures(stubs: list[Stub]) -> None:
@@ -112,6 +115,10 @@ def test_where_no_other_passes_anything_on_it_takes_longer(stubs: list[Stub]) ->
     assert looked(stubs[:1], WELL, *[NO_ROUTE] * 9) == [*[[]] * 9, ["a"]]
 
 
+def test_one_that_cannot_be_connected_to_is_left_to_ray_serve(stubs: list[Stub]) -> None:
+    assert looked(stubs, WELL, *[GONE] * 12) == [[]] * 13
+
+
 def test_after_a_restart_it_has_its_time(stubs: list[Stub]) -> None:
     patient = SETTINGS.model_copy(update={"pause_s": 60.0})
     assert looked(stubs, WELL, *[NO_ROUTE] * 8, settings=patient) == [[], [], [], ["a"], *[[]] * 5]
@@ -122,7 +129,7 @@ def test_proxies_are_found_where_they_can_be_asked() -> None:
     told: dict[str, Any] = {
         "http_options": {"host": "::", "port": 80}, "applications": {"search": {"route_prefix": "/shop"}},
         "proxies": {"a": one, "b": {**one, "node_ip": "fd00::1", "actor_name": "B"},
-                    "c": {**one, "status": "DRAINING"}},
+                    "c": {**one, "status": "DRAINING"}, "d": {**one, "status": "STARTING"}},
     }  # fmt: skip
     everywhere = [Proxy("a", "A", "http://10.0.0.1:80/shop"), Proxy("b", "B", "http://[fd00::1]:80/shop")]
     assert proxies(told, "search", "b") == everywhere

@@ -3,7 +3,8 @@
 A proxy may say that it is well and still pass nothing on: one that was cut off from the others for a while does.
 What counts is therefore a search, which goes everyone's way: by the proxy's own port, to an ingress, the encoder
 and all shards. An error in the ingress's own words shows that the proxy did its part, and is none of its failures.
-Knows nothing of what is searched.
+Nor is it one of a proxy that it can't be connected to from here: it may be well for others, and if it is not, Ray
+Serve sees to it. Knows nothing of what is searched.
 """
 
 import asyncio
@@ -86,13 +87,15 @@ class Watchdog:
         with suppress(TimeoutError):  # else those that are known are asked
             async with asyncio.timeout(self._settings.timeout_s):
                 self._proxies = await self._find()
-        self._known = {one.node: self._known.get(one.node, Health()) for one in self._proxies}
+        for node in {*self._known} - {one.node for one in self._proxies}:
+            self._known[node].failures = 0  # it is starting, or gone
         passed = await asyncio.gather(*(self._passes(client, one) for one in self._proxies))
         for proxy, well in zip(self._proxies, passed, strict=True):
-            telemetry.PROXY.set(float(well), {"node": proxy.node[:12]})
-            health = self._known[proxy.node]
-            health.failures = 0 if well else health.failures + 1
-            health.seen_well |= well
+            telemetry.PROXY.set(float(bool(well)), {"node": proxy.node[:12]})
+            health = self._known.setdefault(proxy.node, Health())
+            if well is not None:
+                health.failures = 0 if well else health.failures + 1
+                health.seen_well |= well
         for proxy in self._proxies:
             if self._is_to_blame(self._known[proxy.node], any(passed)):
                 await self._restarted(proxy)
@@ -113,12 +116,18 @@ class Watchdog:
         except Exception:
             telemetry.log.exception("restarting the proxy at %s", proxy.url)
 
-    async def _passes(self, client: httpx.AsyncClient, proxy: Proxy) -> bool:
-        """Whether a search comes through a proxy, or at least an ingress's word that it can't answer."""
+    async def _passes(self, client: httpx.AsyncClient, proxy: Proxy) -> bool | None:
+        """Whether a search comes through a proxy, or at least an ingress's word that it can't answer.
+
+        None where it can't be connected to.
+        """
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 half_ms = int(500 * self._settings.timeout_s)
-                answer = await client.get(f"{proxy.url}{CANARY}", params={"timeout_ms": half_ms}, timeout=None)
+                within = httpx.Timeout(None, connect=half_ms / 1000)
+                answer = await client.get(f"{proxy.url}{CANARY}", params={"timeout_ms": half_ms}, timeout=within)
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            return None
         except (httpx.HTTPError, TimeoutError):
             return False
         return answer.is_success or is_ingress(answer)
@@ -145,14 +154,14 @@ def of_serve(settings: WatchdogSettings) -> Watchdog:
 
 
 def proxies(details: Mapping[str, Any], application: str, here: str) -> list[Proxy]:
-    """The proxies that can be asked, of what Serve's controller tells: one on loopback, from its node alone."""
+    """The proxies that Serve's controller takes for well; one on loopback, if it is of this node."""
     http = details.get("http_options") or {}
     host, port = http.get("host") or LOOPBACK[0], http.get("port") or 8000
     scheme = "https" if http.get("ssl_certfile") else "http"
     prefix = str((details["applications"].get(application) or {}).get("route_prefix") or "/").rstrip("/")
     found = []
     for node, one in (details.get("proxies") or {}).items():
-        if one.get("status") == "DRAINING" or (host in LOOPBACK and node != here):
+        if one.get("status") != "HEALTHY" or (host in LOOPBACK and node != here):
             continue
         address = one["node_ip"] if host in ANY else host
         named = f"[{address}]" if ":" in address else address
