@@ -28,7 +28,8 @@ def test_what_is_remembered_comes_back_and_what_is_cut_short_does_not(
     path = tmp_path_factory.getbasetemp() / "served.json"
     releases.remember(path, now, before, deployed)
     kept = releases.remembered(path, deployed)
-    assert kept == releases.Kept(deployed=deployed, now=now, before=before)
+    assert kept is not None
+    assert kept.model_copy(update={"sum": ""}) == releases.Kept(deployed=deployed, now=now, before=before)
     assert releases.remembered(path, deployed + "x") is None
     whole = path.read_bytes()
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])

@@ -100,7 +100,7 @@ def test_new_replicas_are_found_and_the_least_busy_is_asked() -> None:
 
         quick.asked = slow.asked = 0
         await asyncio.gather(many(), many())
-        assert quick.asked > 2 * slow.asked  # while the slow one has something to do, the other is asked
+        assert quick.asked > 1.5 * slow.asked  # while the slow one has something to do, the other is asked
 
     run(scenario())
 
