@@ -342,8 +342,8 @@ def told(stack: local.Stack, *arguments: str) -> Any:
     """What a command prints as JSON, which must be all that it prints."""
     process = askew(stack, *arguments, "--json")
     out, errors = process.communicate(timeout=PATIENCE_S)
-    [line] = out.splitlines()
     assert process.returncode in (0, 1), errors
+    [line] = out.splitlines()
     return json.loads(line)
 
 
