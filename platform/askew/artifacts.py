@@ -173,12 +173,16 @@ def read(folder: Path, kind: str, *, verify: bool = True) -> Manifest:
     if manifest.kind != kind:
         raise ArtifactError(f"kind {kind!r}", f"kind {manifest.kind!r} in {folder}", "name another folder")
     if verify:
-        for name, file in manifest.files.items():
-            check(folder / name, file)
-            if name.endswith(f"/{MANIFEST}"):
-                part = (folder / name).parent
-                read(part, _manifest(part / MANIFEST, f"a part of {folder}").kind)
+        _check_all(folder, manifest)
     return manifest
+
+
+def _check_all(folder: Path, manifest: Manifest) -> None:
+    """Check every file of an artifact, and of its parts."""
+    for name, file in manifest.files.items():
+        check(folder / name, file)
+        if name.endswith(f"/{MANIFEST}"):
+            _check_all((folder / name).parent, _manifest(folder / name, f"a part of {folder}"))
 
 
 def _manifest(path: Path, wanted: str) -> Manifest:
@@ -226,18 +230,13 @@ def contents(folder: Path) -> dict[str, str]:
 
     Raises ArtifactError when a manifest cannot be read.
     """
-    kind = kind_of(folder)
-    stated = {name: file.sha256 for name, file in read(folder, kind, verify=False).files.items()}
+    manifest = _manifest(folder / MANIFEST, f"an artifact in {folder}")
+    stated = {name: file.sha256 for name, file in manifest.files.items()}
     for name in [name for name in stated if name.endswith(f"/{MANIFEST}")]:
         part = name.removesuffix(f"/{MANIFEST}")
         inner = contents(folder / part)
         stated |= {f"{part}/{one}": sum_ for one, sum_ in inner.items() if one != MANIFEST}
     return {MANIFEST: sha256(folder / MANIFEST), **stated}
-
-
-def kind_of(folder: Path) -> str:
-    """Read what kind of artifact a folder is. Raises ArtifactError when its manifest cannot be read."""
-    return _manifest(folder / MANIFEST, f"an artifact in {folder}").kind
 
 
 def check(path: Path, file: File) -> None:
