@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,46 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
     stale.mkdir()
     make(tmp_path)
     assert not stale.exists()
+
+
+class Killed(BaseException):
+    """What a test puts in the place of a kill."""
+
+
+def kept(root: Path) -> Path:
+    with artifacts.draft(root, "thing", SETTINGS, {}, resume=True) as draft:
+        work = draft.folder / artifacts.WORK
+        work.mkdir(exist_ok=True)
+        done = sorted(path.name for path in work.iterdir())
+        assert done in ([], ["0", "1", "2"])  # never half of it
+        for name in "012":
+            (work / name).write_bytes(b"done")
+        (draft.folder / "file").write_bytes(b"content")
+    return artifacts.place(root, "thing", artifacts.key("thing", SETTINGS, {}))
+
+
+@pytest.mark.parametrize("at", ["_checksums", "rmtree", "_publish"])
+def test_a_draft_killed_while_it_is_sealed_has_all_of_its_work_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    publish = artifacts._publish
+
+    def killed(path: Path, *rest: Any, **_: Any) -> None:
+        if not path.exists():  # what an earlier draft left
+            return
+        if at == "rmtree":
+            (path / "1").unlink()
+        if at == "_publish":  # sealed, and not named
+            publish(path, tmp_path / "elsewhere", rest[1])
+            (tmp_path / "elsewhere").rename(path)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts.shutil if at == "rmtree" else artifacts, at, killed)
+        with pytest.raises(Killed):
+            kept(tmp_path)
+    assert sorted(artifacts.read(kept(tmp_path), "thing").files) == ["file"]
+    assert not list(tmp_path.glob(".thing-*draft"))
 
 
 def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:

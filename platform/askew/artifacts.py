@@ -23,6 +23,7 @@ from askew.config import Settings
 from askew.errors import ArtifactError, AskewError
 
 MANIFEST, WORK = "manifest.json", "work"
+GONE = ".work"  # what the folder for work is called while it is removed
 FORMAT = 1
 MAX_NAME = 255  # bytes of a part of a path
 SEAL = re.compile(r'("sum": ?")("\s*}\s*)$')
@@ -92,13 +93,14 @@ def draft(
     done = False
     try:
         with room(work.folder), alone(work.folder) if resume else nullcontext():
+            shutil.rmtree(work.folder / GONE, ignore_errors=True)
             yield work
-            shutil.rmtree(work.folder / WORK, ignore_errors=True)
             manifest = Manifest(
                 format=FORMAT, kind=kind, key=digest, askew=__version__,
                 settings=dict(settings), inputs=dict(inputs),
                 counts=work.counts, details=work.details, files=_checksums(work.folder),
             )  # fmt: skip
+            _remove_work(work.folder)
             _publish(work.folder, final, manifest)
             done = True
     finally:
@@ -128,6 +130,13 @@ def part(folder: Path, kind: str, inputs: Mapping[str, str]) -> Iterator[Draft]:
         _publish(work.folder, folder, manifest)
     finally:
         shutil.rmtree(work.folder, ignore_errors=True)
+
+
+def _remove_work(draft: Path) -> None:
+    """Remove the folder for work as if at once: half of it, after a kill, would tell of work that is not there."""
+    if (draft / WORK).exists():
+        (draft / WORK).replace(draft / GONE)
+        shutil.rmtree(draft / GONE, ignore_errors=True)
 
 
 def _publish(draft: Path, final: Path, manifest: Manifest) -> None:
@@ -286,10 +295,12 @@ def written(path: Path) -> Iterator[TextIO]:
 
 
 def _checksums(folder: Path) -> dict[str, File]:
-    """Sync and hash all files; of a part, which has a manifest of its own, that alone."""
+    """Sync and hash all files but those of work; of a part, which has a manifest of its own, that alone."""
     files = {}
     sealed = {path.parent for path in folder.rglob(MANIFEST)} - {folder}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.relative_to(folder).parts[0] in (WORK, MANIFEST):
+            continue
         if path.parent in sealed and path.name != MANIFEST:
             continue
         sync(path)

@@ -58,7 +58,7 @@ def backup(root: Path, tracking_uri: str, to: Path, models: Sequence[str] = ()) 
             "artifacts": len(kept), "changes": changes, "models": len(known.models),
             "versions": len(versions), "runs": len(known.runs),
         }  # fmt: skip
-        created = datetime.now(UTC).isoformat(timespec="seconds")
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")
         told = About(format=FORMAT, askew=__version__, created=created, root=str(root), counts=counts)
         draft.write(ABOUT, told.model_dump_json(indent=1))
     missing = _missing(versions, {folder.name for folder in kept}, set(known.runs))
