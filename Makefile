@@ -36,8 +36,8 @@ check: dev ## style, types, import layers, what bandit knows to be unsafe, and k
 audit: dev ## known weaknesses of the pinned versions; fails also where OSV cannot be asked
 	$(BIN)/python .ci/audit.py constraints.txt --strict
 
-sbom: dev ## what is installed, as a CycloneDX list; SBOM=sbom.json
-	$(BIN)/cyclonedx-py environment --of JSON --output-reproducible --pyproject pyproject.toml -o $(SBOM) $(BIN)/python
+sbom: install .venv/sbom ## what is installed, as a CycloneDX list; SBOM=sbom.json
+	.venv/sbom/bin/cyclonedx-py environment --of JSON --output-reproducible --pyproject pyproject.toml -o $(SBOM) $(BIN)/python
 
 docs: install ## write docs/configuration.md from the settings themselves
 	@$(BIN)/python -m askew.reference docs/configuration.md
@@ -88,6 +88,12 @@ dev: .venv/installed-dev ## and what checks and tests need
 
 .venv/installed-dev: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# apart: what it needs is found by jsonschema, and each process of Ray would start a second later
+.venv/sbom: constraints.txt
+	@$(PYTHON) -m venv $@
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cyclonedx-bom
 	@touch $@
 
 .venv/installed-fuzz: .venv/installed-dev

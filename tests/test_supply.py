@@ -149,7 +149,7 @@ def test_what_goes_wrong_once_they_are_reachable_is_a_failure(tmp_path: Path) ->
 def test_the_list_of_what_is_installed(tmp_path: Path) -> None:
     """`make sbom` in this environment, as it is."""
     to = tmp_path / "sbom.json"
-    command = ["make", "-o", "dev", "sbom", f"BIN={Path(sys.executable).parent}", f"SBOM={to}"]
+    command = ["make", "-o", "install", "sbom", f"BIN={Path(sys.executable).parent}", f"SBOM={to}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(to.read_bytes())
