@@ -4,6 +4,7 @@ Each names what it hit. Which process, file or node it is, chance decides. Knows
 """
 
 import random
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,8 +57,11 @@ class Fault:
 
 def every(isolated: bool) -> list[Fault]:
     """All faults; without a network of their own, those that need none."""
-    found = [Fault(f"kill {kind}", _killing(kind)) for kind in KILLED]
-    found += [Fault(f"stop {kind}", _stopping(kind), STOPPED_S.get(kind, HOLD_S), _go_on) for kind in STOPPED]
+    found = [Fault(f"kill {kind}", _sending(signal.SIGKILL, kind)) for kind in KILLED]
+    found += [
+        Fault(f"stop {kind}", _sending(signal.SIGSTOP, kind), STOPPED_S.get(kind, HOLD_S), _go_on)
+        for kind in STOPPED
+    ]
     found += [
         Fault("node removed and added", _remove, REBOOT_S, _add, unreachable=(2,)),
         Fault("network cut and healed", _cut, CUT_S, lambda world: world.cluster.heal(0, 1), True, True),
@@ -87,22 +91,13 @@ def _told(world: World, process: psutil.Process) -> str:
     return f"{name} of node {nodes.numbered(world.cluster.nodes, process)}"
 
 
-def _killing(kind: str) -> Callable[[World, random.Random], str]:
-    def kill(world: World, chance: random.Random) -> str:
+def _sending(number: signal.Signals, kind: str) -> Callable[[World, random.Random], str]:
+    def send(world: World, chance: random.Random) -> str:
         told = _told(world, victim := _victim(world, kind, chance))
-        victim.kill()
+        victim.send_signal(number)
         return told
 
-    return kill
-
-
-def _stopping(kind: str) -> Callable[[World, random.Random], str]:
-    def stop(world: World, chance: random.Random) -> str:
-        told = _told(world, victim := _victim(world, kind, chance))
-        victim.suspend()
-        return told
-
-    return stop
+    return send
 
 
 def _go_on(world: World) -> None:

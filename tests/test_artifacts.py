@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.flipping import flips
 
 from askew import artifacts
 from askew.errors import ArtifactError
@@ -89,11 +90,7 @@ def test_a_draft_killed_while_it_is_sealed_has_all_of_its_work_or_none(
 
 def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
     folder = make(tmp_path, bytes(range(64)))
-    path = folder / "sub" / "file"
-    for bit in range(64 * 8):
-        content = bytearray(range(64))
-        content[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(content)
+    for _ in flips(folder / "sub" / "file"):
         with pytest.raises(ArtifactError, match="sub/file"):
             artifacts.read(folder, "thing")
 
@@ -154,12 +151,7 @@ def test_a_part_whose_manifest_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_every_flipped_bit_of_a_manifest_is_refused_though_no_file_is_checked(tmp_path: Path) -> None:
     folder = make(tmp_path)
-    path = folder / artifacts.MANIFEST
-    whole = path.read_bytes()
-    for bit in range(8 * len(whole)):
-        content = bytearray(whole)
-        content[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(content)
+    for _ in flips(folder / artifacts.MANIFEST):
         with pytest.raises(ArtifactError, match=r"manifest\.json"):
             artifacts.read(folder, "thing", verify=False)
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tests.flipping import flips
 
 from askew import artifacts, live, segments, wal
 from askew.ann import Design, Effort, Index
@@ -339,12 +340,7 @@ def test_every_flipped_bit_of_the_state_is_refused(tmp_path: Path) -> None:
     with Live(index) as changes:
         changes.upsert(*batch(["i3", "n1"], [50, 51]))
         changes.compact()
-    path = live.place(index) / live.STATE
-    whole = path.read_bytes()
-    for bit in range(0, 8 * len(whole), 3):
-        content = bytearray(whole)
-        content[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(content)
+    for _ in flips(live.place(index) / live.STATE, every=3):
         with pytest.raises(ArtifactError, match=r"state\.json"):
             live.read(index)
 

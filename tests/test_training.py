@@ -15,6 +15,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from tests.flipping import flips
 from tokenizers import Tokenizer, models
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -350,12 +351,7 @@ def test_an_altered_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_every_flipped_bit_of_a_checkpoints_state_is_refused(tmp_path: Path) -> None:
     checkpoint(tmp_path / "saved")
-    path = tmp_path / "saved" / checkpoints.STATE
-    whole = path.read_bytes()
-    for bit in range(0, 8 * len(whole), 3):
-        content = bytearray(whole)
-        content[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(content)
+    for _ in flips(tmp_path / "saved" / checkpoints.STATE, every=3):
         with pytest.raises(ArtifactError, match=r"state\.json"):
             checkpoints.state_of(tmp_path / "saved")
 

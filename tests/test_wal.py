@@ -1,5 +1,6 @@
 """The write-ahead log: what is acknowledged stays, whatever is cut off or flipped."""
 
+import itertools
 import os
 import random
 import resource
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.flipping import flips
 
 from askew import wal
 from askew.errors import ArtifactError
@@ -115,21 +117,17 @@ def test_every_flipped_bit_is_refused_by_reader_and_writer_the_last_changes_too(
     path = filled(tmp_path, b"first", b"second")
     if end:  # a change that was being written when all stopped
         path.write_bytes(path.read_bytes() + filled(tmp_path / "other", b"third").read_bytes()[:-1])
-    whole, first, second = path.read_bytes(), wal.HEAD.size + 5, 2 * wal.HEAD.size + 11
-    for bit in range(8 * second):
-        content = bytearray(whole)
-        content[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(content)
+    first, second = wal.HEAD.size + 5, 2 * wal.HEAD.size + 11
+    for bit in itertools.islice(flips(path), 8 * second):
         found = f"damage at byte {0 if bit // 8 < first else first};|found format"  # by the mark's last letter
-        if end and bit // 8 - first in range(
-            8
-        ):  # its mark or length, and it is not the last: what is lost is not known
-            continue
+        if end and bit // 8 - first in range(8):
+            continue  # its mark or length, and it is not the last: what is lost is not known
+        flipped = path.read_bytes()
         with pytest.raises(ArtifactError, match=found):
             contents(tmp_path)
         with pytest.raises(ArtifactError, match=found):
             Log(tmp_path)
-        assert path.read_bytes() == content
+        assert path.read_bytes() == flipped
 
 
 def test_what_the_system_had_not_written_when_it_stopped_is_cut_off(tmp_path: Path) -> None:
