@@ -1,6 +1,7 @@
 """Clients that search through every proxy in turn, hold each answer against the truth, and write as they search.
 
-A search that a proxy does not answer is asked of the next one, once, as a client that knows two addresses does.
+A search that a proxy does not answer is asked of the next one, and of each once, as a client that knows several
+addresses does.
 An answer of all shards must be the best of the release in their order, with nothing between but what was upserted
 meanwhile; a degraded one, those of some shard alone. Knows nothing of what becomes of the processes behind.
 """
@@ -23,7 +24,7 @@ OUTCOMES = (RIGHT, DEGRADED, FAILED, WRONG)
 OK = 200
 K, NEW = 10, "new-"  # how an id begins that is upserted here
 TRY_S = 3.0  # in which a proxy has to answer
-SLOWEST_S = 2 * TRY_S + 0.5
+SLOWEST_S = 3 * TRY_S + 0.5
 WRITE_EVERY_S = 1.0
 Truth = Mapping[str, Sequence[Sequence[str]]]  # of a query: the best of all shards, then those of each alone
 
@@ -79,10 +80,10 @@ class Clients(threading.Thread):
             await asyncio.gather(*tasks)
 
     async def _search(self, client: httpx.AsyncClient, due: float) -> None:
-        """Ask one proxy, and the next if it has no answer."""
+        """Ask one proxy, the next if it has no answer, and so each once."""
         query, first, tries = self._chance.choice(self._queries), next(self._next), list[tuple[int, str]]()
         whys = []
-        for number in (first, first + 1):
+        for number in range(first, first + len(self.proxies)):
             proxy = number % len(self.proxies)
             outcome, why = await self._tried(client, self.proxies[proxy], query)
             tries.append((proxy, outcome))

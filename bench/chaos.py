@@ -8,8 +8,8 @@ Progress goes to stderr, and the last line of stdout is one JSON object of figur
               (`asking.py`), upserts, a training (`underway.py`), and each fault of `faults.py` once, in an
               order that the seed decides
 
-Of each fault: searches, and how many of them were right, degraded (a shard missing, and said so), failed (neither
-of the two proxies that were asked answered) or wrong; upserts that were not acknowledged; the seconds to recover:
+Of each fault: searches, and how many of them were right, degraded (a shard missing, and said so), failed (none of
+the proxies answered, each asked once) or wrong; upserts that were not acknowledged; the seconds to recover:
 from the fault, or from its end where it says so, until the last search that any proxy did not answer as it should.
 
     wrong, lost            answers that were not the best of the release; upserts acknowledged, and gone

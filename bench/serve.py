@@ -102,6 +102,7 @@ def releases(
     ])  # fmt: skip
     items = products.take(pa.array(np.arange(num_items) % len(products)))
     items = items.add_column(0, "item_id", pa.array([f"item-{number:08d}" for number in range(num_items)]))
+    items = items.append_column("has_image", pa.array(np.zeros(num_items, np.bool_)))
     tokens = Tokens.train([*(item.title for item in shop.items), *asked], TOWERS["tiny"].vocabulary)
     build = Build(vectors, items, world.queries(vectors, 256), kind)
     models = {name: model(root, name, tokens, asked) for name in names}

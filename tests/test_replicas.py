@@ -1,13 +1,14 @@
 """Replicas that come, go, and have unequal work, as a caller over sockets finds them."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from askew import replicas
+from askew import replicas, wire
 from askew.replicas import Replicas, Wired
 from askew.wire import Address, GoneError, Listener
 
@@ -116,6 +117,32 @@ def test_one_that_dies_is_left_and_another_found() -> None:
         found.close()
         await asyncio.sleep(0.01)
         assert await method(deadline=asyncio.get_running_loop().time() + 30) == "second"
+
+    run(scenario())
+
+
+def test_one_that_was_silent_is_asked_last_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "DOUBT_S", 0.5)
+
+    async def scenario() -> None:
+        well, silent = Replica("well"), Replica("silent", after_s=99)
+        handle = Handle(well, silent)
+        ask = asker(handle, every_s=0.02)
+
+        async def answer() -> str:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(ask(), 0.1)
+            return ""
+
+        while not (await answer() and silent.asked):  # both are known, and this one has been given up on
+            pass
+        well.after_s = 0.01
+        before = silent.asked
+        answers = await asyncio.gather(*(ask() for _ in range(20)))
+        assert (answers, silent.asked) == (["well"] * 20, before)
+        silent.after_s = 0
+        await asyncio.sleep(0.6)
+        assert {await ask() for _ in range(40)} == {"well", "silent"}
 
     run(scenario())
 

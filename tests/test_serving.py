@@ -232,6 +232,7 @@ def encoder(
     asked: list[list[str]] | None = None,
     traces: list[int] | None = None,
     keys: list[str] | None = None,
+    after_s: Iterator[float] | None = None,
 ) -> Any:
     async def encode(key: str, queries: list[str], ids: list[str]) -> np.ndarray:
         if asked is not None:
@@ -240,7 +241,7 @@ def encoder(
             keys.append(key)
         if traces is not None:
             traces.append(trace.get_current_span().get_span_context().trace_id)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(next(after_s) if after_s else 0.01)
         if dies or poison in queries:
             raise RuntimeError("gone")
         return np.ones((len(queries), 2), np.float32)
@@ -445,6 +446,14 @@ def test_a_slow_replica_of_a_shard_is_not_waited_for() -> None:
     slow_once = shard(*RIGHT, after_s=iter([5.0, 0.0]))
     [answer] = all_at_once(made(shard(*LEFT), slow_once, hedge_after_ms=20), Ask("mug"))
     assert answer.answered == 2
+
+
+def test_a_slow_replica_of_the_encoder_is_not_waited_for() -> None:
+    slow_once = encoder(after_s=iter([5.0, 0.0]))
+    started = time.perf_counter()
+    [answer] = all_at_once(made(shard(*LEFT), encoder=slow_once, hedge_after_ms=20), Ask("mug"))
+    assert answer.answered == 1
+    assert time.perf_counter() - started < 4
 
 
 def test_calls_are_traced_under_the_first_request_that_they_are_for() -> None:

@@ -43,7 +43,7 @@ class IngressSettings(SearchSettings):
     open_writes: bool = False  # without keys: by whoever reaches the port
     exact_share: float = Field(default=0.001, ge=0, le=1)  # of searches are also made by scoring every item,
     shadow_share: float = Field(default=0.1, ge=0, le=1)  # and in the release of the alias `shadow`
-    hedge_after_ms: float | None = Field(default=None, gt=0)  # ask a second replica of a shard after so long
+    hedge_after_ms: float | None = Field(default=None, gt=0)  # a shard or the encoder: ask a second replica then
 
 
 class Seen:
@@ -77,17 +77,18 @@ class Ingress:
         warn = functools.partial(telemetry.warner.warn, "keys")
         self._keys = None if settings_.keys is None else Keys(settings_.keys, warn)
         again = (GoneError, RayActorError)
-        hedge = None if settings_.hedge_after_ms is None else settings_.hedge_after_ms / 1000
+
+        def hedged(of: str) -> dict[str, Any]:
+            after_ms, told = settings_.hedge_after_ms, functools.partial(telemetry.add, telemetry.HEDGED, 1, of=of)
+            return {"hedge_after_s": None if after_ms is None else after_ms / 1000, "on_hedge": told}
+
         self._items, self._seen = items, dict[str, Seen]()
         replicas = [Replicas(shard.address.remote) for shard in shards]
         self._parts = Parts(
-            encode=Caller(Replicas(encoder.address.remote).method("encode"), again=again),
+            encode=Caller(Replicas(encoder.address.remote).method("encode"), again=again, **hedged("encoder")),
             explain=Caller(_by_handle(items.explain)),
             search=[
-                Caller(
-                    one.method("search"), again=again, hedge_after_s=hedge,
-                    on_hedge=functools.partial(telemetry.add, telemetry.HEDGED, 1, shard=str(number)),
-                )
+                Caller(one.method("search"), again=again, **hedged(f"shard-{number}"))
                 for number, one in enumerate(replicas)
             ],
             exact=[Caller(one.method("exact"), again=again) for one in replicas],

@@ -42,7 +42,7 @@ class Wired:
 
 
 class Replicas:
-    """Calls the replica of a deployment that has the least to do, as this process knows."""
+    """Calls the replica of a deployment that has the least to do, as this process knows; a silent one last."""
 
     def __init__(self, address: Callable[[], Awaitable[Address]], every_s: float = LOOK_EVERY_S):
         """Take what asks one of the replicas where it answers."""
@@ -73,7 +73,7 @@ class Replicas:
                 live = [one for one in self._connections.values() if not one.closed]
         if not live:
             raise GoneError("no replica answers")
-        return min(live, key=lambda one: (one.under_way, random.random()))
+        return min(live, key=lambda one: (one.doubtful, one.under_way, random.random()))
 
     def _look(self) -> asyncio.Task[None]:
         """Find a replica, in a call that belongs to no request."""

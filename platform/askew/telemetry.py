@@ -26,7 +26,7 @@ SEARCHES = Counter("askew_searches", "Searches by how they ended", tag_keys=("ou
 BATCH = Histogram("askew_batch", "Searches that went on together", boundaries=SIZES)
 WAITING = Gauge("askew_waiting", "Searches that wait in an ingress replica")
 CACHED = Counter("askew_cached", "What was looked for in a cache", tag_keys=("cache", "found"))
-HEDGED = Counter("askew_hedged", "Calls of a shard that were made twice", tag_keys=("shard",))
+HEDGED = Counter("askew_hedged", "Calls that were made twice", tag_keys=("of",))
 MISSED = Counter("askew_missed", "Calls of a shard without an answer", tag_keys=("shard",))
 RELEASE = Gauge("askew_release", "1 for what is served", tag_keys=("model", "version", "index"))
 RECALL = Gauge("askew_recall_at_10_live", "Share of the exact ten best that live searches find, of the last 500")

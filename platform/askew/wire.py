@@ -24,6 +24,7 @@ ASKED, ANSWERED, FAILED = 0, 1, 2
 KEY_BYTES, KEY_WITHIN_S = 32, 5.0
 MAX_BYTES = 64 << 20  # of a frame
 SILENT_S = 1.0  # a call that is given up after hearing nothing for so long gives up its connection
+DOUBT_S = 5.0  # so long others are asked first, once a call was given up sooner and nothing came since
 ARRAY = 1  # MessagePack's number for an array
 DTYPES = ("<f4", "<i8")
 
@@ -184,7 +185,7 @@ class Connection(_Framed):
     def __init__(self) -> None:
         super().__init__()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._number, self._took_s, self._heard = 0, 0.0, time.monotonic()
+        self._number, self._took_s, self._heard, self._doubted = 0, 0.0, time.monotonic(), 0.0
 
     @classmethod
     async def open(cls, address: Address) -> "Connection":
@@ -203,6 +204,11 @@ class Connection(_Framed):
     def under_way(self) -> int:
         """How many calls have no answer yet."""
         return len(self._waiting)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a call was given up on it lately, and nothing was heard since that call was made."""
+        return self._heard < self._doubted and time.monotonic() < self._doubted + DOUBT_S
 
     async def ask(self, method: str, *what: Any, left_s: float) -> Any:
         """Call a method, whose answer nobody wants after `left_s` seconds; when to give up is the caller's to say.
@@ -223,8 +229,15 @@ class Connection(_Framed):
         finally:
             now = time.monotonic()
             self._took_s += now - started
-            if self._waiting.pop(number, None) and now - max(self._heard, started) > SILENT_S:
-                self.transport.abort()  # given up, and nothing came meanwhile: as good as gone
+            if self._waiting.pop(number, None):
+                self._given_up(started, now)
+
+    def _given_up(self, started: float, now: float) -> None:
+        """Think of what it means that a call was given up."""
+        if self._heard < started:
+            self._doubted = now
+        if now - max(self._heard, started) > SILENT_S:
+            self.transport.abort()  # nothing came meanwhile: as good as gone
 
     def data_received(self, data: bytes) -> None:
         self._heard = time.monotonic()
