@@ -92,7 +92,10 @@ def deploy(cluster: nodes.Cluster, release: bench.Release) -> None:
 
 
 def is_whole(cluster: nodes.Cluster) -> bool:
-    """Whether every replica that should be there runs, and every proxy, as Serve tells."""
+    """Whether every replica that should be there runs, and a proxy beside them, as Serve tells.
+
+    On a node that has come back there is no proxy until there is a replica again: so Ray Serve has it.
+    """
     for node in cluster.nodes:
         node.supervise()
     for worker in cluster.named(faults.KINDS["trainer"]):
@@ -104,9 +107,16 @@ def is_whole(cluster: nodes.Cluster) -> bool:
         there = {
             name: sum(replica["state"] == "RUNNING" for replica in found[name]["replicas"]) for name in WANTED
         }
-        well = [one for one in told["proxies"].values() if one["status"] == "HEALTHY"]
-        return there == WANTED and len(well) == len(cluster.nodes) == nodes.alive(cluster)
+        hosts = {replica["node_id"] for one in found.values() for replica in one["replicas"]}
+        well = {node for node, one in told["proxies"].items() if one["status"] == "HEALTHY"}
+        return there == WANTED and hosts <= well and len(cluster.nodes) == nodes.alive(cluster)
     return False
+
+
+def absent(cluster: nodes.Cluster) -> tuple[int, ...]:
+    """Numbers of the nodes on which Serve has no proxy."""
+    there = {one["node_ip"] for one in deploying.applications(cluster.dashboard)["proxies"].values()}
+    return tuple(node.number for node in cluster.nodes if node.ip not in there)
 
 
 def is_calm(clients: Clients, but: Sequence[int] = ()) -> bool:
@@ -132,6 +142,7 @@ def struck(world: World, clients: Clients, fault: Fault, chance: random.Random) 
     if "trainer" in fault.name or "checkpoint" in fault.name:
         until(lambda: is_training(world), PATIENCE_S)
     steps, unwritten = len(underway.steps(world.root)), clients.seen.writes_failed.total()
+    without = (*fault.unreachable, *absent(world.cluster))
     began = base = time.monotonic()
     try:
         victim = fault.do(world, chance)
@@ -143,11 +154,12 @@ def struck(world: World, clients: Clients, fault: Fault, chance: random.Random) 
         fault.undo(world)
         base = time.monotonic() if fault.from_undone else began
     time.sleep(asking.SLOWEST_S)  # what hangs has been seen by then
-    back = until(lambda: is_calm(clients) and is_whole(world.cluster), PATIENCE_S)
+    back = until(lambda: is_calm(clients, without) and is_whole(world.cluster), PATIENCE_S)
     with suppress(httpx.HTTPError):
         faults.resume(world)
     told = {
-        "fault": fault.name, "victim": victim, **counted(clients, fault, began, base), "calm": back,
+        "fault": fault.name, "victim": victim, **counted(clients, without, began, base),
+        "counted_from": "its end" if fault.from_undone else "the fault", "calm": back,
         "whole_again_s": round(time.monotonic() - base, 1),
         "writes_failed": clients.seen.writes_failed.total() - unwritten,
         "steps_trained": len(underway.steps(world.root)) - steps,
@@ -156,14 +168,16 @@ def struck(world: World, clients: Clients, fault: Fault, chance: random.Random) 
     return told
 
 
-def counted(clients: Clients, fault: Fault, began: float, base: float) -> dict[str, Any]:
-    """What became of searches since a fault, and the seconds from `base` until all were well."""
+def counted(clients: Clients, without: Sequence[int], began: float, base: float) -> dict[str, Any]:
+    """What became of searches since a fault, and the seconds from `base` until all were well.
+
+    It does not count that proxies did not answer which nobody can reach.
+    """
     of = clients.seen.between(began - 1, time.monotonic())
-    bad = [one.done for one in of if one.done > began and is_bad(one, fault.unreachable)]
+    bad = [one.done for one in of if one.done > began and is_bad(one, without)]
     return {
         "searches": len(of), **{name: sum(one.outcome == name for one in of) for name in asking.OUTCOMES},
         "recovery_s": round(max(0.0, max(bad, default=base) - base), 1),
-        "counted_from": "its end" if fault.from_undone else "the fault",
     }  # fmt: skip
 
 
