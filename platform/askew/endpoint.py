@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
+from starlette.types import Receive, Scope, Send
 
 from askew import admission, hooks, page, refusals
 from askew.filters import Filter
@@ -114,7 +115,10 @@ def endpoint(searcher: Searcher, hook_secret: str = "", keys: Keys | None = None
     """
     codes = (400, 403, 404, 408, 413, 415, 422, 503) + ((401, 429) if keys else ())
     failures: dict[int | str, dict[str, Any]] = {code: {"model": Failure} for code in codes}
-    app = FastAPI(title="askew", description="Multimodal product search.", responses=failures)
+    app = FastAPI(
+        title="askew", description="Multimodal product search.", responses=failures,
+        telemetry={"metrics": False, "logs": False},  # Serve and `telemetry` have their own
+    )  # fmt: skip
     refusals.add_to(app, lambda: searcher.busy)
     if keys:  # before what `refusals` has added: who may not ask is told that first
         app.add_middleware(admission.Admission, keys=keys)
@@ -163,20 +167,21 @@ class Direct(APIRoute):
     pages of documentation alone.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Make what answers a request."""
-        body: type[BaseModel] = self.endpoint.__annotations__["request"]
+    def __init__(self, *given: Any, **how: Any) -> None:
+        super().__init__(*given, **how)
+        self._body: type[BaseModel] = self.endpoint.__annotations__["request"]
+        self.app = self._answer
 
-        async def handle(http: Request) -> Response:
-            try:
-                wanted = body.model_validate_json(await http.body())
-            except ValidationError as error:
-                raise RequestValidationError([
-                    {**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)
-                ]) from None  # fmt: skip
-            return Response(to_json(await self.endpoint(wanted, http)), media_type="application/json")
-
-        return handle
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        http = Request(scope, receive)
+        try:
+            wanted = self._body.model_validate_json(await http.body())
+        except ValidationError as error:
+            raise RequestValidationError([
+                {**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)
+            ]) from None  # fmt: skip
+        answer = to_json(await self.endpoint(wanted, http))
+        await Response(answer, media_type="application/json")(scope, receive, send)
 
 
 def _searches(app: FastAPI, searcher: Searcher) -> None:
@@ -219,6 +224,7 @@ def _searches(app: FastAPI, searcher: Searcher) -> None:
     ]
     for path, answer, model in paths:
         app.router.add_api_route(path, answer, methods=["POST"], response_model=model, route_class_override=Direct)
+    app.router.routes.sort(key=lambda route: not isinstance(route, Direct))  # they are looked for in this order
 
 
 def _items(app: FastAPI, searcher: Searcher) -> None:

@@ -111,7 +111,8 @@ class Bounds:
         try:
             if kind != b"application/json":
                 raise HTTPException(415, f"wanted content-type application/json; found {kind.decode('latin-1')!r}")
-            body = await asyncio.wait_for(_body(receive, most), within_s)
+            async with asyncio.timeout(within_s):
+                body = await _body(receive, most)
         except TimeoutError:
             await failed(408, f"the body did not arrive within {within_s:.0f} s")(scope, receive, send)
         except HTTPException as error:
