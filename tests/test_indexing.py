@@ -98,6 +98,23 @@ def few(triplets_folder: Path, base: IndexSettings, tmp_path: Path) -> IndexSett
     return base.model_copy(update=values)
 
 
+def one_after_another(units: Any, work: Any, doing: str, arguments: Any, num_actors: int, marks: Path) -> Any:
+    """`datasets.spread` in this process alone."""
+    actor, results = work(*arguments), []
+    for number, unit in enumerate(units):
+        mark = marks / f"{number}.json"
+        if not mark.exists():
+            artifacts.write_text(mark, json.dumps(actor(dict(unit))))
+        results.append(json.loads(mark.read_bytes()))
+    return results
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process alone an index is built: where it matters what comes of it, and not who does it."""
+    monkeypatch.setattr(indexing.datasets, "spread", one_after_another)
+
+
 def version_of(settings: IndexSettings) -> Version:
     return Registry(settings.tracking_uri).resolve(settings.model, settings.version)
 
@@ -165,6 +182,7 @@ def test_the_number_of_workers_changes_no_byte(base: IndexSettings, built: dict[
     assert one.model_copy(update={"sum": ""}) == another.model_copy(update={"sum": ""})
 
 
+@pytest.mark.usefixtures("alone")
 def test_more_segments_than_items_become_one_for_each(few: IndexSettings) -> None:
     result = index(few.model_copy(update={"num_segments": 8}))
     assert (result["rows"], result["segments"]) == (3, 3)
@@ -174,6 +192,7 @@ def test_more_segments_than_items_become_one_for_each(few: IndexSettings) -> Non
     np.testing.assert_allclose(vectors, by_one(model, few.triplets), atol=1e-5)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_damaged_index_is_built_again(few: IndexSettings) -> None:
     result = index(few)
     path = Path(result["artifact"]) / "segment-00001" / VECTORS
@@ -204,6 +223,7 @@ def test_a_worker_that_dies_is_replaced_and_its_segment_written_again(
     assert len(opened(Path(result["artifact"]))[0]) == 3
 
 
+@pytest.mark.usefixtures("alone")
 def test_vectors_that_are_not_finite_leave_no_index(few: IndexSettings, tmp_path: Path) -> None:
     model = untrained(few.triplets)
     with torch.no_grad():
@@ -215,6 +235,7 @@ def test_vectors_that_are_not_finite_leave_no_index(few: IndexSettings, tmp_path
     assert "askew.index" not in Registry(few.tracking_uri).resolve("broken", "1").tags
 
 
+@pytest.mark.usefixtures("alone")
 def test_items_without_a_vector_go_to_the_quarantine_and_too_many_fail_the_stage(
     few: IndexSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +264,7 @@ def test_items_without_a_vector_go_to_the_quarantine_and_too_many_fail_the_stage
     assert [i["item_id"] for i in opened(folder)[1]] == [every[0]["item_id"], every[2]["item_id"]]
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("kind", ["ivf_rabitq", "hnsw"])
 def test_the_recall_in_the_manifest_is_what_a_shard_gives(base: IndexSettings, tmp_path: Path, kind: str) -> None:
     texts = sorted({str(q) for q in pq.read_table(base.triplets / "queries")["query"].to_pylist()})
@@ -266,17 +288,6 @@ def test_the_recall_in_the_manifest_is_what_a_shard_gives(base: IndexSettings, t
     best = every[np.argsort(-queries @ exact.T, axis=1)[:, :10]]
     recall = np.mean([len({*w} & {*f}) / 10 for w, f in zip(best.tolist(), ids.tolist(), strict=True)])
     assert recall >= 0.97  # ties among titles that are alike
-
-
-def one_after_another(units: Any, work: Any, doing: str, arguments: Any, num_actors: int, marks: Path) -> Any:
-    """`datasets.spread` in this process alone."""
-    actor, results = work(*arguments), []
-    for number, unit in enumerate(units):
-        mark = marks / f"{number}.json"
-        if not mark.exists():
-            artifacts.write_text(mark, json.dumps(actor(dict(unit))))
-        results.append(json.loads(mark.read_bytes()))
-    return results
 
 
 def build_alone(settings: IndexSettings, model: Path, root: Path) -> None:
@@ -327,11 +338,11 @@ def test_a_builder_killed_at_any_moment_goes_on_and_leaves_nothing_that_is_taken
         assert told == calm
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("kilobytes", [32, 64, 128])
 def test_a_full_disk_is_said_and_with_room_the_build_goes_on(
-    base: IndexSettings, tmp_path: Path, kilobytes: int, monkeypatch: pytest.MonkeyPatch
+    base: IndexSettings, tmp_path: Path, kilobytes: int
 ) -> None:
-    monkeypatch.setattr(indexing.datasets, "spread", one_after_another)
     small = tmp_path / "small"
     small.mkdir()
     model = Registry(base.tracking_uri).download(version_of(base), tmp_path)
@@ -364,6 +375,7 @@ def test_two_builders_of_one_index_are_one_too_many(base: IndexSettings, tmp_pat
         index(settings)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_relative_root_is_noted_whole(few: IndexSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(few.root.parent)
     result = index(few.model_copy(update={"root": Path("root"), "triplets": Path(few.triplets.name)}))
