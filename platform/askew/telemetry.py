@@ -74,19 +74,23 @@ def escape() -> None:
 
 
 class Warner:
-    """Warns of the same thing once a second at most, and tells how often it was meant to.
+    """Warns of the same thing once a second at most, ever more seldom while it lasts, and tells how often it was.
 
     What goes wrong under load goes wrong a thousand times, and writing that down would make it worse.
     """
 
-    def __init__(self, every_s: float = 1.0) -> None:
-        self._every_s, self._last, self._times = every_s, dict[str, float](), Count[str]()
+    def __init__(self, every_s: float = 1.0, at_least_every_s: float = 60.0) -> None:
+        self._every_s, self._most_s = every_s, at_least_every_s
+        self._due, self._pause, self._times = dict[str, float](), dict[str, float](), Count[str]()
 
     def warn(self, what: str, message: str, **extra: object) -> None:
         """Warn of `what`, with this message and what goes along with it."""
         self._times[what] += 1
-        if time.monotonic() - self._last.get(what, float("-inf")) >= self._every_s:
-            self._last[what] = time.monotonic()
+        now, due = time.monotonic(), self._due.get(what, float("-inf"))
+        if now >= due:
+            lasts = now < due + self._most_s
+            self._pause[what] = min(2 * self._pause[what], self._most_s) if lasts else self._every_s
+            self._due[what] = now + self._pause[what]
             log.warning("%s (%d times)", message, self._times.pop(what), extra=extra)
 
 
