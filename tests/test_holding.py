@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 from typing import Any
 
@@ -32,18 +33,74 @@ async def until(true: Any) -> None:
             await asyncio.sleep(0.005)
 
 
+class Slow:
+    """Loads a release as soon as it may."""
+
+    def __init__(self) -> None:
+        self.may = {one.key: threading.Event() for one in (OLD, NEW)}
+
+    def __call__(self, one: Release) -> str:
+        assert self.may[one.key].wait(20)
+        return loaded(one)
+
+
 def test_it_holds_what_is_live_first_and_then_the_others() -> None:
     async def scenario() -> None:
-        switch = FakeSwitch(OLD, NEW)
-        one = holder(switch)
+        switch, slow = FakeSwitch(NEW, OLD), Slow()
+        switch.live = OLD.key
+        one = holder(switch, slow)
+        slow.may[OLD.key].set()
         await one.start()
         assert (one[OLD.key], one.orders["serve"]) == ("files of 1", OLD.key)
         with pytest.raises(NotHeldError, match="release 2-i is not in memory here"):
             one[NEW.key]
+        slow.may[NEW.key].set()
         await until(lambda: NEW.key in one)
-        await until(lambda: switch.reports["encoder"][0] == [OLD.key, NEW.key])
+        await until(lambda: set(switch.reports["encoder"][0]) == {OLD.key, NEW.key})
         switch.live = NEW.key
         await until(lambda: one.orders["serve"] == NEW.key)
+
+    asyncio.run(scenario())
+
+
+def test_it_reports_while_it_loads_and_before_it_is_ready() -> None:
+    async def reported(switch: FakeSwitch, *held: str) -> None:
+        for _ in range(5):
+            switch.reports.clear()
+            await until(lambda: switch.reports)
+            assert switch.reports["encoder"][0] == [*held]
+
+    async def scenario() -> None:
+        switch, slow = FakeSwitch(OLD), Slow()
+        one = holder(switch, slow)
+        start = asyncio.ensure_future(one.start())
+        await reported(switch)
+        assert not start.done()
+        slow.may[OLD.key].set()
+        await start
+        switch.releases.append(NEW)
+        await reported(switch, OLD.key)
+        slow.may[NEW.key].set()
+        await until(lambda: NEW.key in one)
+
+    asyncio.run(scenario())
+
+
+def test_one_that_is_live_by_the_time_it_is_loaded_is_waited_for() -> None:
+    async def scenario() -> None:
+        switch, slow = FakeSwitch(OLD, NEW), Slow()
+        one = holder(switch, slow)
+        start = asyncio.ensure_future(one.start())
+        await until(lambda: one.orders)
+        switch.live = NEW.key
+        await until(lambda: one.orders["serve"] == NEW.key)
+        slow.may[OLD.key].set()
+        await until(lambda: OLD.key in one)
+        await asyncio.sleep(0.05)
+        assert not start.done()
+        slow.may[NEW.key].set()
+        await start
+        assert NEW.key in one
 
     asyncio.run(scenario())
 

@@ -1,7 +1,8 @@
 """Holding: a replica has the releases in memory that it is told to have, and says which it has.
 
 What is asked of it names the release, so that an answer comes from that one or from none. A release is loaded in a
-thread beside those that are served, and let go of when nobody can ask for it any more. Knows nothing of what is
+thread beside those that are served, and let go of when nobody can ask for it any more. A replica reports while it
+loads too, and before it is ready, so that nothing goes live that it does not have yet. Knows nothing of what is
 loaded, or of who decides.
 """
 
@@ -11,7 +12,7 @@ import contextvars
 import gc
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Generic, TypeVar
 
 from askew import telemetry
@@ -39,12 +40,13 @@ class Holder(Generic[H]):
         self._told: list[Release] = []
         self._failed: dict[str, str] = {}
         self._leaving: dict[str, float] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[None] | None = None
         self.orders: Mapping[str, Any] = {}
         self.seen: Callable[[], Mapping[str, Any]] = dict  # what is told of searches, with every report
 
     async def start(self) -> None:
-        """Load what is served, and from now on what is told. Raises what loading it raised."""
+        """Load what is served, and from now on what is told. Raises RuntimeError when it can't be loaded."""
         telemetry.escape()
         gc.freeze()  # what is imported stays; looking for garbage is short then
         atexit.register(gc.unfreeze)  # vendors complain of what is still there at the end
@@ -52,12 +54,17 @@ class Holder(Generic[H]):
             await self._ask()
             if not self.orders:
                 await asyncio.sleep(self._every_s)
-        await self._hold([one for one in self._told if one.key == self.orders["serve"]])
-        if self.orders["serve"] not in self._held:
-            raise RuntimeError(f"release {self.orders['serve']} was not loaded: {self._failed}")
+        self._following = self._start(self._follow())
+        while self.orders["serve"] not in self._held:
+            if self.orders["serve"] in self._failed:
+                self._following.cancel()
+                raise RuntimeError(f"release {self.orders['serve']} was not loaded: {self._failed}")
+            await asyncio.sleep(self._every_s)
         sys.setswitchinterval(SWITCH_S)
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._follow(), context=contextvars.Context())
+
+    @staticmethod
+    def _start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
     def __getitem__(self, key: str) -> H:
         """Return a release that is in memory. Raises NotHeldError."""
@@ -76,10 +83,12 @@ class Holder(Generic[H]):
 
     async def _follow(self) -> None:
         while True:
+            if self._loading is None or self._loading.done():
+                wanted = sorted(self._told, key=lambda one: one.key != self.orders["serve"])
+                self._loading = self._start(self._hold(wanted))
             await asyncio.sleep(self._every_s)
             try:
                 await self._ask()
-                await self._hold(self._told)
                 self._let_go()
             except Exception:
                 telemetry.log.exception("holding releases")
