@@ -95,6 +95,8 @@ def outcome(address: str, stage: str, job: str, lines: Sequence[str], do: str) -
             break
         time.sleep(0.5)
     made = following.result(lines)
+    if status == "SUCCEEDED" and made is None:  # following it may have ended before its last words came
+        made = following.result(dashboard.ask(address, f"/api/jobs/{job}/logs")["logs"].splitlines())
     if status == "SUCCEEDED" and made is not None:
         return made
     told = f"{status}: {following.reason(lines) or 'no result'}"
