@@ -9,6 +9,9 @@ alias moves there and back; products are added, changed and deleted through the 
 each change; the log of the release that is not live is put into segments; and one process after the other is
 killed by SIGKILL, of each kind as often as of the others. Then everything is stopped.
 
+The longer it takes, the older processes grow, for a young one fills up for a while and tells nothing of a leak:
+past a quarter of an hour there is more time between kills, and each process counts from a greater age.
+
     memory_slope         by which share of all memory it surely grows in the time that this takes: the lower end of
                          the slope's 95 % interval (`bench/watch.py`), times that time
     wrong                answers that are not right, and changes that were acknowledged and are not there
@@ -323,7 +326,7 @@ def regularly(doings: Sequence[tuple[float, Callable[[], None]]], until: float) 
 def soaked(stage: Stage, rights: Path, minutes: float, memory: watch.Memory) -> dict[str, Any]:
     """Load the endpoint for so long while things happen; returns the figures."""
     asked = [*next(iter(json.loads(rights.read_bytes())["right"].values()))]
-    short = min(1.0, minutes / 4)
+    short, long = min(1.0, minutes / 4), older(minutes)
     most = peak(stage.server.url, asked, rights, 8 * short)
     switches = Switches(stage)
     changes, kills, started = Changes(stage, switches), Kills(stage), time.monotonic()
@@ -340,7 +343,7 @@ def soaked(stage: Stage, rights: Path, minutes: float, memory: watch.Memory) -> 
     wanted = Load(stage.server.url, asked, bench.MANY, most / 2, 60 * minutes, k=K, right=str(rights))
     running = load.start(wanted)
     doings = [(2 * short, sample), (0.3, switches.look), (0.7, changes.turn), (10.0, tell),
-              (max(15.0, 30 * short), switches.move), (max(12.0, 40 * short), kills.kill)]  # fmt: skip
+              (max(15.0, 30 * short), switches.move), (max(12.0, 40 * short * long), kills.kill)]  # fmt: skip
     regularly(doings, started + 60 * minutes)
     outcomes = running.wait()
     for number in range(len(stage.versions)):
@@ -354,6 +357,11 @@ def soaked(stage: Stage, rights: Path, minutes: float, memory: watch.Memory) -> 
         "lost": len(stage.wrong), "slowest_switch_s": round(switches.slowest_s, 2),
         "slowest_change_s": round(changes.slowest_s, 2), "queries": len(asked),
     }  # fmt: skip
+
+
+def older(minutes: float) -> float:
+    """How many times as old as in a quarter of an hour processes grow."""
+    return max(1.0, minutes / 15)
 
 
 def served(home: Path, stack: bench.Cluster, made: Mapping[str, bench.Release], seed: int) -> tuple[Stage, Path]:
@@ -401,7 +409,8 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="exit with 1 when a target does not hold")] = False,
 ) -> None:
     """Load, disturb, stop, and print what came of it."""
-    began, memory = time.monotonic(), watch.Memory(min(60.0, 12 * minutes), min(10.0, 2 * minutes))
+    settle_s = min(60.0, 12 * minutes) * older(minutes)
+    began, memory = time.monotonic(), watch.Memory(settle_s, min(10.0, 2 * minutes))
     with tempfile.TemporaryDirectory() as home, watch.own_temporary() as temporary:
         shared, root = watch.shared(), Path(home)
         made = bench.releases(root, items, NAMES, kind="flat")
