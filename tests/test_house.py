@@ -83,7 +83,7 @@ def test_what_runs_nothing_is_left_alone() -> None:
 
 def test_ci_is_what_a_person_runs() -> None:
     commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make")]
-    assert commands == ["make check test"]
+    assert commands == ["make check test", "make soak MINUTES=5 OPTIONS=--check"]
 
 
 def test_constraints_name_no_host_and_no_path() -> None:
