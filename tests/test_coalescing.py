@@ -48,6 +48,43 @@ def test_what_comes_meanwhile_is_asked_in_one_call_and_answered_each() -> None:
     assert [*itertools.chain(*server.batches)] == list(range(32))
 
 
+def test_beside_a_call_another_goes_with_company_alone() -> None:
+    server = Server(takes_s=0.2)
+
+    async def scenario() -> None:
+        coalescer = Coalescer(server, max_batch=8, max_calls=2, min_batch=4, max_wait_s=9)
+        asked = [asyncio.ensure_future(coalescer.ask(n)) for n in range(4)]
+        await asyncio.sleep(0.02)
+        assert server.batches == [[0]]
+        asked += [asyncio.ensure_future(coalescer.ask(n)) for n in range(4, 9)]
+        await asyncio.sleep(0.02)
+        assert server.batches == [
+            [0],
+            [1, 2, 3, 4],
+        ]  # as soon as there were four; the others wait for a call to end
+        assert await asyncio.gather(*asked) == [2 * n for n in range(9)]
+        assert server.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
+
+    run(scenario)
+
+
+def test_who_has_waited_for_company_long_enough_goes_without() -> None:
+    server = Server(takes_s=0.5)
+
+    async def scenario() -> None:
+        coalescer = Coalescer(server, max_calls=2, min_batch=4, max_wait_s=0.1)
+        asked = [asyncio.ensure_future(coalescer.ask(0))]
+        await asyncio.sleep(0.01)
+        asked += [asyncio.ensure_future(coalescer.ask(n)) for n in (1, 2)]
+        await asyncio.sleep(0.05)
+        assert server.batches == [[0]]
+        await asyncio.sleep(0.1)
+        assert server.batches == [[0], [1, 2]]
+        assert await asyncio.gather(*asked) == [0, 2, 4]
+
+    run(scenario)
+
+
 def test_alone_a_question_is_asked_at_once() -> None:
     server = Server(takes_s=0)
 

@@ -1,7 +1,8 @@
 """Coalescing: what is asked while earlier calls are under way is asked in one call.
 
-The first question goes at once; none waits for a clock. Behind a network hop that costs more than the work, one
-call of 32 questions costs little more than one of one. Knows nothing of what is asked.
+The first question goes at once. Behind a network hop that costs more than the work, one call of 32 questions costs
+little more than one of one; so beside a call that is under way another one goes only with some company, or when
+somebody has waited for a while. Knows nothing of what is asked.
 """
 
 import asyncio
@@ -19,8 +20,9 @@ class FullError(Exception):
 
 
 class Coalescer(Generic[Q, A]):
-    """Asks questions in batches.
+    """Asks questions in batches, of which at most `max_calls` are under way.
 
+    While one is, the next goes as soon as `min_batch` questions wait, or the first of them has for `max_wait_s`.
     `work` answers a batch in its order. If it fails on a batch, each of its questions is asked again alone, so
     that one that is poisonous fails alone, unless the error is one of `common`, which says nothing of them.
     """
@@ -31,13 +33,17 @@ class Coalescer(Generic[Q, A]):
         *,
         max_batch: int = 64,
         max_calls: int = 2,
+        min_batch: int = 1,
+        max_wait_s: float = 0.02,
         max_waiting: int = 256,
         common: tuple[type[Exception], ...] = (),
     ) -> None:
         self._work, self._common = work, common
         self._max_batch, self._max_calls, self._max_waiting = max_batch, max_calls, max_waiting
-        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._min_batch, self._max_wait_s = min(min_batch, max_batch), max_wait_s
+        self._waiting: deque[tuple[Q, asyncio.Future[A], float]] = deque()  # and since when
         self._calls: set[asyncio.Task[None]] = set()
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
@@ -53,8 +59,9 @@ class Coalescer(Generic[Q, A]):
         """Ask one question. Raises FullError when too many wait, and what `work` raised for it."""
         if self.full:
             raise FullError(f"{self._max_waiting} wait already")
-        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, answer))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[A] = loop.create_future()
+        self._waiting.append((question, answer, loop.time()))
         self._start()
         try:
             return await answer
@@ -68,11 +75,20 @@ class Coalescer(Generic[Q, A]):
         A call belongs to no request: were it made in one's context, Serve would cancel it when that client hangs
         up, and with it everyone else's answer.
         """
+        loop = asyncio.get_running_loop()
         while self._waiting and len(self._calls) < self._max_calls:
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
-            call = asyncio.get_running_loop().create_task(self._call(batch), context=contextvars.Context())
+            left_s = self._waiting[0][2] + self._max_wait_s - loop.time()
+            if self._calls and len(self._waiting) < self._min_batch and left_s > 0:
+                self._alarm = self._alarm or loop.call_later(left_s, self._rung)
+                return
+            batch = [self._waiting.popleft()[:2] for _ in range(min(len(self._waiting), self._max_batch))]
+            call = loop.create_task(self._call(batch), context=contextvars.Context())
             self._calls.add(call)
             call.add_done_callback(self._ended)
+
+    def _rung(self) -> None:
+        self._alarm = None
+        self._start()
 
     def _ended(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
