@@ -48,6 +48,7 @@ from faults import Fault, World
 from prepare import at_least, at_most, say
 
 from askew import deploying, segments
+from askew.errors import AskewError
 from askew.models import Model
 from askew.registry import CHAMPION, Registry
 from askew.shards import Shard, merge
@@ -114,9 +115,11 @@ def is_whole(cluster: nodes.Cluster) -> bool:
 
 
 def absent(cluster: nodes.Cluster) -> tuple[int, ...]:
-    """Numbers of the nodes on which Serve has no proxy."""
-    there = {one["node_ip"] for one in deploying.applications(cluster.dashboard)["proxies"].values()}
-    return tuple(node.number for node in cluster.nodes if node.ip not in there)
+    """Numbers of the nodes on which Serve has no proxy; of none where it can't be asked."""
+    with suppress(AskewError):
+        there = {one["node_ip"] for one in deploying.applications(cluster.dashboard)["proxies"].values()}
+        return tuple(node.number for node in cluster.nodes if node.ip not in there)
+    return ()
 
 
 def is_calm(clients: Clients, but: Sequence[int] = ()) -> bool:

@@ -58,10 +58,7 @@ def test_beside_a_call_another_goes_with_company_alone() -> None:
         assert server.batches == [[0]]
         asked += [asyncio.ensure_future(coalescer.ask(n)) for n in range(4, 9)]
         await asyncio.sleep(0.02)
-        assert server.batches == [
-            [0],
-            [1, 2, 3, 4],
-        ]  # as soon as there were four; the others wait for a call to end
+        assert server.batches == [[0], [1, 2, 3, 4]]  # when there were four; the others wait for a call to end
         assert await asyncio.gather(*asked) == [2 * n for n in range(9)]
         assert server.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
 
