@@ -2,10 +2,12 @@
 
 import asyncio
 import functools
+import json
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -147,3 +149,25 @@ def serving(searcher: Any, hook_secret: str = "", keys: Keys | None = None) -> I
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def dashboard(told: Callable[[str], object]) -> Iterator[int]:
+    """What stands for Ray's dashboard: tells as JSON what stands at a path; its port."""
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = json.dumps(told(self.path)).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()

@@ -2,13 +2,12 @@
 
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.fakes import dashboard
 
 from askew import following, jobs
 from askew.errors import StageError
@@ -30,34 +29,18 @@ print("RuntimeError: {jobs.NO_AGENT}, please try again later." if len(times.read
 
 
 @contextmanager
-def dashboard(log: str) -> Iterator[str]:
+def succeeded(log: str) -> Iterator[str]:
     """What a dashboard tells of a job that has succeeded, with this log; its address."""
-
-    class Dashboard(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            job = {"submission_id": "prepare-1", "status": "SUCCEEDED", "driver_exit_code": 0}
-            told = json.dumps({"logs": log} if self.path == "/api/jobs/prepare-1/logs" else [job]).encode()
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(told)))
-            self.end_headers()
-            self.wfile.write(told)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Dashboard)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    job = {"submission_id": "prepare-1", "status": "SUCCEEDED", "driver_exit_code": 0}
+    with dashboard(lambda path: {"logs": log} if path == "/api/jobs/prepare-1/logs" else [job]) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_last_words_that_did_not_come_while_it_was_followed_are_asked_for() -> None:
-    with dashboard(f"begun\n{following.RESULT}{json.dumps({'rows': 3})}\n") as address:
+    with succeeded(f"begun\n{following.RESULT}{json.dumps({'rows': 3})}\n") as address:
         assert jobs.outcome(address, "prepare", "prepare-1", ["begun"], "read the log") == {"rows": 3}
     with (
-        dashboard("begun\n") as address,
+        succeeded("begun\n") as address,
         pytest.raises(StageError, match="found SUCCEEDED: no result; read the log"),
     ):
         jobs.outcome(address, "prepare", "prepare-1", ["begun"], "read the log")

@@ -3,15 +3,12 @@
 import asyncio
 import datetime
 import ipaddress
-import json
 import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
-from threading import Thread
 
 import httpx
 import pytest
@@ -24,7 +21,7 @@ from ray.serve._private import haproxy_templates
 from ray.serve._private.http_util import start_asgi_http_server
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import ServeDeploySchema
-from tests.fakes import FakeSearcher
+from tests.fakes import FakeSearcher, dashboard
 
 from askew import deploying, endpoint
 from askew.errors import StageError
@@ -114,25 +111,14 @@ def test_where_an_endpoint_answers_is_told_with_its_scheme(files: dict[str, str]
     """By what Ray's dashboard tells of the options that Serve was started with."""
     options = [HTTPOptions(host=host, port=8000, **how) for how in ({}, files)]
 
-    class Dashboard(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content = json.dumps({"http_options": options[0].model_dump(mode="json", exclude_unset=True)}).encode()
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def told(_: str) -> object:
+        return {"http_options": options[0].model_dump(mode="json", exclude_unset=True)}
 
-        def log_message(self, *what: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://localhost:{server.server_port}"
+    with dashboard(told) as port:
+        address = f"http://localhost:{port}"
         assert deploying.url(address) == f"http://{shown}:8000"
         del options[0]
         assert deploying.url(address) == f"https://{shown}:8000"
-        server.shutdown()
 
 
 def test_who_signed_the_certificate_is_told_by_the_environment(
