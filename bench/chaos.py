@@ -49,9 +49,10 @@ from prepare import at_least, at_most, say
 
 from askew import deploying, segments
 from askew.errors import AskewError
+from askew.hits import merge
 from askew.models import Model
 from askew.registry import CHAMPION, Registry
-from askew.shards import Shard, merge
+from askew.shards import Shard
 
 PARTS = "kills,flips,cluster"
 ASKED, ROOT_BYTES = 60, 400 << 20

@@ -41,9 +41,10 @@ import typer
 from prepare import at_least, at_most, say
 
 from askew import segments
+from askew.hits import merge
 from askew.models import Model
 from askew.registry import CHAMPION, Registry, Version
-from askew.shards import Shard, merge
+from askew.shards import Shard
 
 NAMES = ("tiny", "tiny-1", "tiny-2")
 MODEL, ASKED, K = "bench-switch", 50, 10

@@ -48,10 +48,11 @@ from prepare import at_most, say
 from askew import local, segments
 from askew.client import Client
 from askew.errors import ArtifactError, EndpointError
+from askew.hits import merge
 from askew.live import Live
 from askew.models import Model
 from askew.registry import CHAMPION, Registry, Version
-from askew.shards import Shard, merge
+from askew.shards import Shard
 
 NAMES, MODEL, K, ASKED = ("tiny", "tiny-1"), "bench-soak", 10, 200
 KILLED = ("shard", "encoder", "ingress", "items", "switch", "controller")

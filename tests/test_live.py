@@ -21,8 +21,8 @@ from tests.flipping import flips
 from askew import artifacts, live, segments, wal
 from askew.ann import Design, Effort, Index
 from askew.errors import ArtifactError
+from askew.hits import merge
 from askew.live import Follower, Live
-from askew.shards import merge
 
 DIM = 8
 FULL = Effort(lists=64, again=1 << 20, breadth=4096)

@@ -23,6 +23,7 @@ from askew import artifacts, keys, segments, telemetry
 from askew.deployments import ShardServer
 from askew.endpoint import Ask
 from askew.errors import ArtifactError, ConfigError, DataError
+from askew.hits import Packed, packed
 from askew.ingress import Ingress
 from askew.live import Live
 from askew.refusals import ForbiddenError, MissingError, RefusedError, UnavailableError
@@ -31,7 +32,7 @@ from askew.releases import Release, find
 from askew.searching import WEIGHED
 from askew.segments import Plan
 from askew.serving import Scaling, ServingSettings, build
-from askew.shards import packed, streamed
+from askew.shards import streamed
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def shard(
 
     async def search(
         key: str, vectors: np.ndarray, k: int, wheres: list[str], ids: list[str]
-    ) -> tuple[int, list[bytes]]:
+    ) -> tuple[int, list[Packed]]:
         asked.append(len(vectors))
         keys.append(key)
         own = (by or {}).get(key, items)
@@ -206,7 +207,7 @@ def shard(
             answers.append(packed(table, scores, np.full(len(hits), row), len(wheres)))
         return next(changes), answers
 
-    async def exact(key: str, vector: np.ndarray, k: int, where: str) -> bytes:
+    async def exact(key: str, vector: np.ndarray, k: int, where: str) -> Packed:
         return (await search(key, vector, k, [where], []))[1][0]
 
     async def found(key: str, item_ids: list[str]) -> tuple[bytes, np.ndarray]:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from askew import ann, artifacts, segments
 from askew.ann import Design, Effort, Index, lists_of
 from askew.errors import DataError
+from askew.hits import Packed, merge, packed
 from askew.segments import Plan, assigned
-from askew.shards import Shard, merge, packed
+from askew.shards import Shard
 
 Hits = list[dict[str, Any]]
 DIM = 4
@@ -144,7 +145,7 @@ HITS = st.lists(st.tuples(st.sampled_from("aB0é😀xyz"), st.sampled_from([-0.5
 def test_merging_is_sorting_whatever_the_order_of_shards(
     answers: list[list[list[tuple[str, float]]]], k: int
 ) -> None:
-    def sent(answer: list[list[tuple[str, float]]]) -> bytes:
+    def sent(answer: list[list[tuple[str, float]]]) -> Packed:
         every = list(itertools.chain(*answer))
         table = pa.table({"item_id": pa.array([i for i, _ in every], pa.string())})
         of = np.repeat(np.arange(len(answer)), [len(hits) for hits in answer])
@@ -154,6 +155,12 @@ def test_merging_is_sorting_whatever_the_order_of_shards(
     for way in (answers, answers[::-1]):
         found = merge([sent(answer) for answer in way], k)
         assert [[(hit["item_id"], hit["score"]) for hit in hits] for hits in found] == wanted
+
+
+def test_hits_of_a_catalogue_without_fields_have_none() -> None:
+    items = pa.table({"item_id": ["a"], "title": ["A"], "fields": pa.nulls(1, pa.struct([("none", pa.null())]))})
+    answer = packed(items, np.array([0.5], np.float32), np.zeros(1, np.int64), 2)
+    assert merge([answer], 3) == [[{"item_id": "a", "title": "A", "fields": {}, "score": 0.5}], []]
 
 
 # --- kinds, efforts, filters and deletions -------------------------------------------------------

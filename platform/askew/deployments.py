@@ -21,6 +21,7 @@ from askew import ann, shards, telemetry
 from askew.compiled import CompiledEncoder
 from askew.errors import ArtifactError
 from askew.facets import Counts
+from askew.hits import Packed
 from askew.holding import Holder
 from askew.items import Items
 from askew.live import Follower
@@ -84,10 +85,10 @@ class ShardServer(Wired):
 
     async def search(
         self, key: str, vectors: NDArray[np.float32], k: int, wheres: list[str], request_ids: list[str]
-    ) -> tuple[int, list[bytes]]:
+    ) -> tuple[int, list[Packed]]:
         """Find the k best hits for each of B vectors that pass its filter, "" being none.
 
-        Returns the last change that is in them, and answers as `shards.merge` takes them, one for all vectors of
+        Returns the last change that is in them, and answers as `hits.merge` takes them, one for all vectors of
         the same filter. Raises NotHeldError.
         """
         started = time.perf_counter()
@@ -101,7 +102,7 @@ class ShardServer(Wired):
         telemetry.log.debug("searched in %.1f ms", ms, extra={"request_ids": request_ids})
         return follower.last, found
 
-    async def exact(self, key: str, vector: NDArray[np.float32], k: int, where: str) -> bytes:
+    async def exact(self, key: str, vector: NDArray[np.float32], k: int, where: str) -> Packed:
         """Find the k best hits for a vector (1, D) by scoring every item, beside what is being answered.
 
         Raises NotHeldError.
@@ -109,7 +110,7 @@ class ShardServer(Wired):
         shard = (await self._held[key].follow()).shard
         filter_ = json.loads(where) if where else None
 
-        def searched() -> bytes:
+        def searched() -> Packed:
             ann.threads(1)  # OpenMP counts for each thread that calls it
             return shard.answer(shard.search(vector, k, filter_, exact=True))
 

@@ -7,6 +7,7 @@ Shapes: B queries, D dimensions, K hits.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +25,10 @@ from askew.calls import AwayError, Caller
 from askew.coalescing import Coalescer, FullError
 from askew.config import Settings
 from askew.endpoint import Answer, Ask
+from askew.hits import Packed, merge
 from askew.refusals import MissingError, UnavailableError
 from askew.releases import Release
-from askew.shards import merge, records
+from askew.shards import records
 
 EXPLAINED = 24  # the first so many hits
 WEIGHED = 100  # so many hits are put into another order, where photo and text are weighed
@@ -55,8 +57,8 @@ class Parts:
 
     encode: Caller[NDArray[np.float32]]
     explain: Caller[list[dict[str, float | None]]]
-    search: Sequence[Caller[tuple[int, list[bytes]]]]
-    exact: Sequence[Caller[bytes]]
+    search: Sequence[Caller[tuple[int, list[Packed]]]]
+    exact: Sequence[Caller[Packed]]
     items: Sequence[Caller[tuple[bytes, NDArray[np.float32]]]]
     facets: Sequence[Caller[facets.Counts]]
 
@@ -178,7 +180,8 @@ class Search:
             raise UnavailableError("no shard answered")
         merged = merge([part for _, parts in answers for part in parts], k)
         times.append(time.perf_counter())
-        took = dict(zip(("encoding", "searching"), (1000 * np.diff(times)).tolist(), strict=True))
+        encoding, searching = (1000 * (after - before) for before, after in itertools.pairwise(times))
+        took = {"encoding": encoding, "searching": searching}
         for part, ms in took.items():
             telemetry.SEARCH_MS.observe(ms, {"part": part})
         lost = sum(n for n, one in zip(self.release.sizes, found, strict=True) if isinstance(one, BaseException))

@@ -21,6 +21,7 @@ from askew import facets, filters, segments
 from askew.ann import Effort, Index, Mask, Rows, Vectors
 from askew.facets import Counts
 from askew.filters import Filter
+from askew.hits import Packed, merge, packed
 from askew.register import hashes
 from askew.segments import Plan
 
@@ -251,7 +252,10 @@ class Shard:
             tied[:, :-1] |= equal[some]
             distinct, place = np.unique(rows[some][tied], return_inverse=True)
             ids = np.zeros(tied.shape, dtype=np.int64)
-            ids[tied] = pc.rank(self._taken(["item_id"], distinct)["item_id"]).to_numpy()[place]
+            names, order = self._taken(["item_id"], distinct)
+            ranks = np.empty(len(distinct), np.int64)
+            ranks[order] = pc.rank(names["item_id"]).to_numpy()
+            ids[tied] = ranks[place]
             order = np.lexsort((ids, -scores[some]), axis=1)
             rows = rows.copy()
             rows[some] = np.take_along_axis(rows[some], order, 1)  # equal scores stay as they are
@@ -278,35 +282,30 @@ class Shard:
         """Fetch item_id, score, title and display fields of found rows, a list for each query."""
         return merge([self.answer(found)], found.rows.shape[1])
 
-    def answer(self, found: Found, queries: Rows | None = None, total: int | None = None) -> bytes:
-        """Fetch the same as `merge` takes it: an Arrow stream of all queries' hits, to be sent elsewhere.
+    def answer(self, found: Found, queries: Rows | None = None, total: int | None = None) -> Packed:
+        """Fetch the same as `merge` takes it, of all queries, to be sent elsewhere.
 
         Where a shard answers some of `total` queries, `queries` (B,) are their numbers.
         """
         num, k = found.rows.shape
-        queries = np.arange(num) if queries is None else queries
-        table = self._taken(SHOWN, found.rows.ravel()) if found.rows.size else pa.table({"item_id": []})
-        return packed(table, found.scores.ravel(), np.repeat(queries, k), num if total is None else total)
+        of = np.repeat(np.arange(num) if queries is None else queries, k)
+        table, order = self._taken(SHOWN, found.rows.ravel())
+        return packed(table, found.scores.ravel()[order], of[order], num if total is None else total)
 
-    def _taken(self, columns: list[str], rows: Rows) -> pa.Table:
-        """Fetch rows from the chunks that hold them; Table.take would copy every chunk together first."""
+    def _taken(self, columns: list[str], rows: Rows) -> tuple[pa.Table, Rows]:
+        """Fetch rows from the chunks that hold them, and in their order; returns which row is where.
+
+        Table.take would copy every chunk together first.
+        """
         batches = [batch for part in self._every for batch in part.batches]
         starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         chunk = np.searchsorted(starts, rows, side="right") - 1
-        some = np.unique(chunk)
         order = np.argsort(chunk, kind="stable")
-        found = [batches[n].select(columns).take(pa.array(rows[chunk == n] - starts[n])) for n in some]
-        return pa.Table.from_batches(found).take(pa.array(np.argsort(order, kind="stable")))
+        found = [batches[n].select(columns).take(pa.array(rows[chunk == n] - starts[n])) for n in np.unique(chunk)]
+        return (pa.Table.from_batches(found) if found else pa.table({"item_id": []})), order
 
 
-# --- answers of several shards -------------------------------------------------------------------
-
-
-def packed(items: pa.Table, scores: Vectors, query: Rows, num_queries: int) -> bytes:
-    """Make an answer of hits: their items, their scores and the number of the query that each is for."""
-    table = items.append_column("score", pa.array(scores, pa.float32())).append_column("query", pa.array(query))
-    table = table.replace_schema_metadata({"queries": str(num_queries)})
-    return _stream(table)
+# --- what is sent elsewhere ----------------------------------------------------------------------
 
 
 def streamed(records: Sequence[Mapping[str, Any]]) -> bytes:
@@ -325,26 +324,3 @@ def records(stream: bytes) -> list[dict[str, Any]]:
     """Read the records that `streamed` wrote."""
     found: list[dict[str, Any]] = pa.ipc.open_stream(pa.BufferReader(stream)).read_all().to_pylist()
     return found
-
-
-def merge(answers: Sequence[bytes], k: int) -> list[list[dict[str, Any]]]:
-    """Merge shards' answers to each query's k best hits, equal scores by item id; of an item twice, the better."""
-    tables = [pa.ipc.open_stream(answer).read_all() for answer in answers]
-    hits: list[list[dict[str, Any]]] = [[] for _ in range(int(tables[0].schema.metadata[b"queries"]))]
-    tables = [table for table in tables if table.num_rows]
-    if not tables or not k:
-        return hits
-    every = pa.concat_tables(tables, promote_options="permissive")
-    order = pc.sort_indices(every, [("query", "ascending"), ("score", "descending"), ("item_id", "ascending")])
-    queries, ids = (every[name].take(order).to_pylist() for name in ("query", "item_id"))
-    seen: list[dict[str, None]] = [{} for _ in hits]
-    kept = []
-    for place, (query, item_id) in enumerate(zip(queries, ids, strict=True)):
-        of = seen[query]
-        if len(of) < k and item_id not in of:
-            of[item_id] = None
-            kept.append(place)
-    best = every.take(order.take(pa.array(kept)))
-    for query, hit in zip(best["query"].to_pylist(), best.drop_columns("query").to_pylist(), strict=True):
-        hits[query].append(hit)
-    return hits
