@@ -54,7 +54,8 @@ class Caller(Generic[A]):
     async def _asked(self, *what: Any, deadline: float) -> A:
         try:
             async with asyncio.timeout_at(deadline):
-                answer = await self._hedged(*what, deadline=deadline)
+                asked = self._once if self._hedge_after_s is None else self._hedged
+                answer = await asked(*what, deadline=deadline)
         except self._gone:
             self._failures += 1
             raise
@@ -76,12 +77,11 @@ class Caller(Generic[A]):
         calls = {first}
         self._spare = min(SAVED, self._spare + HEDGED)
         try:
-            if self._hedge_after_s is not None:
-                await asyncio.wait(calls, timeout=self._hedge_after_s)
-                if not first.done() and self._spare >= 1:
-                    self._spare -= 1
-                    self._on_hedge()
-                    calls.add(asyncio.ensure_future(self._once(*what, deadline=deadline)))
+            await asyncio.wait(calls, timeout=self._hedge_after_s)
+            if not first.done() and self._spare >= 1:
+                self._spare -= 1
+                self._on_hedge()
+                calls.add(asyncio.ensure_future(self._once(*what, deadline=deadline)))
             while True:
                 done, calls = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
                 answered = next((one for one in done if one.exception() is None), None)
