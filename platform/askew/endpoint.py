@@ -117,7 +117,7 @@ def endpoint(searcher: Searcher, hook_secret: str = "", keys: Keys | None = None
     failures: dict[int | str, dict[str, Any]] = {code: {"model": Failure} for code in codes}
     app = FastAPI(
         title="askew", description="Multimodal product search.", responses=failures,
-        telemetry={"metrics": False, "logs": False},  # Serve and `telemetry` have their own
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # Serve and `telemetry` have their own
     )  # fmt: skip
     refusals.add_to(app, lambda: searcher.busy)
     if keys:  # before what `refusals` has added: who may not ask is told that first
