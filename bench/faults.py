@@ -27,6 +27,7 @@ KILLED = ("shard", "encoder", "ingress", "items", "switch", "controller", "proxy
 STOPPED = ("shard", "encoder", "ingress", "proxy", "controller", "raylet", "gcs", "trainer")
 STOPPED_S = {"gcs": 5.0, "raylet": 8.0}  # Ray takes a node for lost that is silent for longer
 HOLD_S, CUT_S, AWAY_S, FULL_S = 10.0, 25.0, 8.0, 8.0
+HEAD_S = 10.0  # the head ends with its GCS, and is started again after so long
 REBOOT_S = 20.0  # Ray starts on no machine that it has not yet taken for lost
 
 
@@ -64,6 +65,7 @@ def every(isolated: bool) -> list[Fault]:
     ]
     found += [
         Fault("node removed and added", _remove, REBOOT_S, _add, unreachable=(2,)),
+        Fault("kill gcs", _sending(signal.SIGKILL, "gcs"), HEAD_S, _restart_head, True, unreachable=(0,)),
         Fault("network cut and healed", _cut, CUT_S, lambda world: world.cluster.heal(0, 1), True, True),
         Fault("disk full", _fill, FULL_S, lambda world: _filler(world).unlink(missing_ok=True), True, True),
         Fault("flipped bit in a segment", _flip_segment, HOLD_S, _restore),
@@ -118,6 +120,12 @@ def _remove(world: World, chance: random.Random) -> str:
 
 def _add(world: World) -> None:
     world.cluster.nodes[2].start()
+
+
+def _restart_head(world: World) -> None:
+    """Start the head on what its GCS kept on disk."""
+    world.cluster.nodes[0].remove()
+    world.cluster.nodes[0].start()
 
 
 def _cut(world: World, chance: random.Random) -> str:
