@@ -4,16 +4,15 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol
 
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from askew import admission, hooks, page, refusals
 from askew.filters import Filter
@@ -119,13 +118,15 @@ def endpoint(searcher: Searcher, hook_secret: str = "", keys: Keys | None = None
         title="askew", description="Multimodal product search.", responses=failures,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # Serve and `telemetry` have their own
     )  # fmt: skip
-    refusals.add_to(app, lambda: searcher.busy)
-    if keys:  # before what `refusals` has added: who may not ask is told that first
+    routes = dict[str, Route]()
+    app.add_middleware(Direct, routes=routes)
+    refusals.add_to(app, lambda: searcher.busy)  # before it
+    if keys:  # before that: who may not ask is told so first
         app.add_middleware(admission.Admission, keys=keys)
         admission.describe(app)
 
     page.add_to(app)
-    _searches(app, searcher)
+    _searches(app, routes, searcher)
     _items(app, searcher)
     _facets(app, searcher)
     _changes(app, searcher)
@@ -160,31 +161,47 @@ def endpoint(searcher: Searcher, hook_secret: str = "", keys: Keys | None = None
     return app
 
 
-class Direct(APIRoute):
-    """A route whose one argument besides the request is its body, and whose result is the answer's.
+class Route(NamedTuple):
+    """What answers the requests of a path: its body's model, and the answer to a body."""
 
-    Pydantic reads the one and writes the other; FastAPI's way between, a third of the ingress's time, is for its
-    pages of documentation alone.
+    body: type[BaseModel]
+    answer: Callable[[Any, Request], Awaitable[dict[str, Any]]]
+
+
+class Direct:
+    """Answers what is asked most without FastAPI's way to it, which costs more than all else in the ingress.
+
+    Pydantic reads the body and writes the answer; FastAPI has the same paths for its pages of documentation.
     """
 
-    def __init__(self, *given: Any, **how: Any) -> None:
-        super().__init__(*given, **how)
-        self._body: type[BaseModel] = self.endpoint.__annotations__["request"]
-        self.app = self._answer
+    def __init__(self, app: ASGIApp, routes: Mapping[str, Route]) -> None:
+        self._app, self._routes = app, routes
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a POST to one of the routes; pass on all else."""
+        posted = scope["type"] == "http" and scope["method"] == "POST"
+        route = self._routes.get(scope["path"].removeprefix(scope.get("root_path", ""))) if posted else None
+        if route is None:
+            await self._app(scope, receive, send)
+            return
         http = Request(scope, receive)
         try:
-            wanted = self._body.model_validate_json(await http.body())
+            response = await self._answered(route, http)
+        except Exception as error:
+            response = await refusals.answer(http, error)
+        await response(scope, receive, send)
+
+    async def _answered(self, route: Route, http: Request) -> Response:
+        try:
+            wanted = route.body.model_validate_json(await http.body())
         except ValidationError as error:
             raise RequestValidationError([
                 {**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)
             ]) from None  # fmt: skip
-        answer = to_json(await self.endpoint(wanted, http))
-        await Response(answer, media_type="application/json")(scope, receive, send)
+        return Response(to_json(await route.answer(wanted, http)), media_type="application/json")
 
 
-def _searches(app: FastAPI, searcher: Searcher) -> None:
+def _searches(app: FastAPI, routes: dict[str, Route], searcher: Searcher) -> None:
     async def answered(wanted: Wanted, ask: Ask) -> dict[str, Any]:
         started = time.perf_counter()
         found = await searcher.search(ask)
@@ -217,14 +234,12 @@ def _searches(app: FastAPI, searcher: Searcher) -> None:
         """Find the products that are most like one."""
         return await answered(request, _ask(request, http, like=request.item_id))
 
-    paths: list[tuple[str, Callable[..., Any], type[BaseModel]]] = [
-        ("/search", search, SearchResponse),
-        ("/search/batch", search_batch, BatchResponse),
-        ("/similar", similar, SearchResponse),
-    ]
-    for path, answer, model in paths:
-        app.router.add_api_route(path, answer, methods=["POST"], response_model=model, route_class_override=Direct)
-    app.router.routes.sort(key=lambda route: not isinstance(route, Direct))  # they are looked for in this order
+    routes["/search"] = Route(SearchRequest, search)
+    routes["/search/batch"] = Route(BatchRequest, search_batch)
+    routes["/similar"] = Route(SimilarRequest, similar)
+    for path, route in routes.items():
+        model = BatchResponse if route.body is BatchRequest else SearchResponse
+        app.add_api_route(path, route.answer, methods=["POST"], response_model=model)
 
 
 def _items(app: FastAPI, searcher: Searcher) -> None:

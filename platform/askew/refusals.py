@@ -5,7 +5,7 @@ nothing of paths, or of what is searched.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -66,14 +66,16 @@ class RefusedError(Exception):
 def add_to(app: FastAPI, busy: Callable[[], bool]) -> None:
     """Let an application refuse what is too large, or too much, and tell its errors in one form."""
     app.add_middleware(Bounds, busy=busy)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(UnavailableError, _on_unavailable)
-    app.add_exception_handler(MissingError, _on_missing)
-    app.add_exception_handler(ForbiddenError, _on_forbidden)
-    app.add_exception_handler(RefusedError, _on_refused)
-    app.add_exception_handler(DataError, _on_filter)
-    app.add_exception_handler(Exception, _on_bug)
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """Answer an error in the form of all; raises it if it is none that a request can be blamed for."""
+    handler = next((HANDLERS[kind] for kind in type(error).__mro__[:-3] if kind in HANDLERS), None)
+    if handler is None:
+        raise error
+    return await handler(request, error)
 
 
 def failed(
@@ -179,3 +181,10 @@ async def _on_filter(request: Request, error: Exception) -> Response:
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     return failed(500, f"{type(error).__name__}")
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    HTTPException: _on_http, RequestValidationError: _on_invalid, UnavailableError: _on_unavailable,
+    MissingError: _on_missing, ForbiddenError: _on_forbidden, RefusedError: _on_refused, DataError: _on_filter,
+    Exception: _on_bug,
+}  # fmt: skip
