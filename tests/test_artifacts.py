@@ -1,6 +1,9 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,32 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
     stale.mkdir()
     make(tmp_path)
     assert not stale.exists()
+
+
+def test_what_a_killed_process_had_for_a_while_is_cleared_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+    code = """if True:
+        import os, pathlib, signal, sys
+        from askew import artifacts
+        with artifacts.scratch(pathlib.Path(sys.argv[1])) as folder:
+            (folder / "file").write_bytes(b"half")
+            print(folder, flush=True)
+            sys.stdin.read()
+    """
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        old = time.time() - artifacts.YOUNG_S - 1
+        os.utime(theirs, (old, old))
+        with artifacts.scratch(tmp_path) as ours:
+            assert {path.name for path in tmp_path.iterdir()} == {theirs.name, ours.name}
+            assert (theirs / "file").exists()
+        other.kill()
+        other.wait()
+        os.utime(theirs, (old, old))
+        with artifacts.scratch(tmp_path) as ours:
+            assert [path.name for path in tmp_path.iterdir()] == [ours.name]
+    assert not [*tmp_path.iterdir()]
 
 
 class Killed(BaseException):

@@ -11,8 +11,10 @@ import json
 import os
 import re
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
@@ -24,6 +26,8 @@ from askew.errors import ArtifactError, AskewError
 
 MANIFEST, WORK = "manifest.json", "work"
 GONE = ".work"  # what the folder for work is called while it is removed
+SCRATCH, HELD = ".scratch-", "held"
+YOUNG_S = 5.0  # one that is younger may not be held yet
 FORMAT = 1
 MAX_NAME = 255  # bytes of a part of a path
 SEAL = re.compile(r'("sum": ?")("\s*}\s*)$')
@@ -171,6 +175,18 @@ def alone(folder: Path) -> Iterator[None]:
             do = "wait for it, or stop it"
             raise ArtifactError(f"{folder} for this run alone", "another process at work in it", do) from error
         yield
+
+
+@contextmanager
+def scratch(within: Path) -> Iterator[Path]:
+    """Have a folder in another one for a while; what processes left of theirs that were killed is removed."""
+    for left in within.glob(f"{SCRATCH}*"):
+        with suppress(ArtifactError, OSError):
+            if time.time() - left.stat().st_mtime > YOUNG_S:
+                with alone(left / HELD):
+                    shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=within, prefix=SCRATCH) as folder, alone(Path(folder) / HELD):
+        yield Path(folder)
 
 
 def read(folder: Path, kind: str, *, verify: bool = True) -> Manifest:

@@ -205,9 +205,9 @@ class Registry:
         if version.source != _source(version.run_id):
             raise RegistryError(f"files at {_source(version.run_id)}", version.source, "register it with askew")
         into.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=into, prefix=f".{FILES}-") as work:
+        with artifacts.scratch(into) as work:
             with self._asked(f"the files of model {version.name!r} version {version.version}"):
-                folder = Path(self._client.download_artifacts(version.run_id, FILES, work))
+                folder = Path(self._client.download_artifacts(version.run_id, FILES, str(work)))
             key = artifacts.read(folder, "model").key
             if key != version.tags.get(MODEL_KEY, key):
                 raise RegistryError(f"a model of key {version.tags[MODEL_KEY]}", key, "register it again")

@@ -12,7 +12,6 @@ import contextvars
 import functools
 import os
 import re
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from askew import building, gates, hooks, releases, telemetry
+from askew import artifacts, building, gates, hooks, releases, telemetry
 from askew.building import BuildSettings
 from askew.config import Settings
 from askew.errors import AskewError, RegistryError
@@ -305,10 +304,10 @@ class Switch(Wired):
         return releases.find(version, self._watched.num_shards, model)
 
     def _judged(self, registry: Registry, version: Version, release: Release) -> list[Verdict]:
-        with tempfile.TemporaryDirectory(dir=self._cache, prefix=".gates-") as work:
-            own = registry.file(version, EVALUATION, Path(work) / "own")
+        with artifacts.scratch(self._cache) as work:
+            own = registry.file(version, EVALUATION, work / "own")
             live = self._version_live(registry)
-            its = registry.file(live, EVALUATION, Path(work) / "live") if live else None
+            its = registry.file(live, EVALUATION, work / "live") if live else None
             return gates.judge(Path(release.model), Path(release.index), self._settings.gates, own, its)
 
     def _version_live(self, registry: Registry) -> Version | None:
