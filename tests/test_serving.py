@@ -23,7 +23,7 @@ from askew import artifacts, keys, segments, telemetry
 from askew.deployments import ShardServer
 from askew.endpoint import Ask
 from askew.errors import ArtifactError, ConfigError, DataError
-from askew.hits import Packed, packed
+from askew.hits import Packed, packed, shown
 from askew.ingress import Ingress
 from askew.live import Live
 from askew.refusals import ForbiddenError, MissingError, RefusedError, UnavailableError
@@ -204,7 +204,7 @@ def shard(
             hits = [{"item_id": i, "title": i, "fields": {"colour": "red"}} for i, _ in there]
             scores = np.array([s for _, s in there], np.float32)
             table = pa.Table.from_pylist(hits) if hits else pa.table({"item_id": []})
-            answers.append(packed(table, scores, np.full(len(hits), row), len(wheres)))
+            answers.append(packed(shown(table), scores, np.full(len(hits), row), len(wheres)))
         return next(changes), answers
 
     async def exact(key: str, vector: np.ndarray, k: int, where: str) -> Packed:

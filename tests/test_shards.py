@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from askew import ann, artifacts, segments
 from askew.ann import Design, Effort, Index, lists_of
 from askew.errors import DataError
-from askew.hits import Packed, merge, packed
+from askew.hits import Packed, merge, packed, shown
 from askew.segments import Plan, assigned
 from askew.shards import Shard
 
@@ -149,7 +149,7 @@ def test_merging_is_sorting_whatever_the_order_of_shards(
         every = list(itertools.chain(*answer))
         table = pa.table({"item_id": pa.array([i for i, _ in every], pa.string())})
         of = np.repeat(np.arange(len(answer)), [len(hits) for hits in answer])
-        return packed(table, np.array([s for _, s in every], np.float32), of, len(answer))
+        return packed(shown(table), np.array([s for _, s in every], np.float32), of, len(answer))
 
     wanted = sorted_by_hand(answers, k)
     for way in (answers, answers[::-1]):
@@ -159,7 +159,7 @@ def test_merging_is_sorting_whatever_the_order_of_shards(
 
 def test_hits_of_a_catalogue_without_fields_have_none() -> None:
     items = pa.table({"item_id": ["a"], "title": ["A"], "fields": pa.nulls(1, pa.struct([("none", pa.null())]))})
-    answer = packed(items, np.array([0.5], np.float32), np.zeros(1, np.int64), 2)
+    answer = packed(shown(items), np.array([0.5], np.float32), np.zeros(1, np.int64), 2)
     assert merge([answer], 3) == [[{"item_id": "a", "title": "A", "fields": {}, "score": 0.5}], []]
 
 

@@ -1,38 +1,70 @@
 """Hits: what a shard found, as it is sent, and what all of them found together.
 
-Columns of plain values, which MessagePack holds: for so few, there and back by Arrow costs more than all else that
-is done with them. Knows nothing of indexes.
+An item goes as bytes of MessagePack: a shard makes them once, and of all that is sent the best alone are read.
+Knows nothing of indexes.
 Shapes: H hits.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
+import msgpack
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-Packed = dict[str, Any]  # queries: how many were asked; query, score: (H,) of each hit; items: columns of H values
+Packed = dict[
+    str, Any
+]  # queries: how many were asked; query, score: (H,) of each hit; ids, shown: those of its item
+ARRAY = struct.Struct(">BI")  # how MessagePack begins an array: 0xDD, and of how many
 
 
-def packed(items: pa.Table, scores: NDArray[np.float32], query: NDArray[np.int64], num_queries: int) -> Packed:
+class Shown(NamedTuple):
+    """An item as it is shown: its id, and all of it as bytes."""
+
+    item_id: str
+    content: bytes
+
+
+def shown(items: pa.Table) -> list[Shown]:
+    """Take from items what is shown of them: all columns, and of the fields those that have a type."""
+    return [
+        Shown(row["item_id"], msgpack.packb({name: _typed(items, name, value) for name, value in row.items()}))
+        for row in items.to_pylist()
+    ]
+
+
+def _typed(items: pa.Table, name: str, value: Any) -> Any:
+    kind = items.schema.field(name).type
+    if not pa.types.is_struct(kind):
+        return value
+    return {field.name: (value or {}).get(field.name) for field in kind if not pa.types.is_null(field.type)}
+
+
+def packed(
+    items: Iterable[Shown], scores: NDArray[np.float32], query: NDArray[np.int64], num_queries: int
+) -> Packed:
     """Make an answer of H hits: their items, their scores and the number of the query that each is for."""
-    columns = {name: _values(items[name]) for name in items.column_names}
-    return {"queries": num_queries, "query": query, "score": scores, "items": columns}
+    ids, contents = [], []
+    for item_id, content in items:
+        ids.append(item_id)
+        contents.append(content)
+    return {"queries": num_queries, "query": query, "score": scores, "ids": ids, "shown": contents}
 
 
 def merge(answers: Sequence[Packed], k: int) -> list[list[dict[str, Any]]]:
     """Merge answers to each query's k best hits, equal scores by item id; of an item twice, the better."""
     hits: list[list[dict[str, Any]]] = [[] for _ in range(answers[0]["queries"])]
-    answers = [answer for answer in answers if len(answer["query"])]
-    if not answers or not k:
-        return hits
     query, score = (np.concatenate([answer[name] for answer in answers]) for name in ("query", "score"))
-    items = _joined([answer["items"] for answer in answers])
-    kept = _first(_best_first(query, score, items["item_id"]), query, items["item_id"], k)
-    found = _taken({**items, "score": score.tolist()}, kept)
-    for of, hit in zip(query[kept].tolist(), found, strict=True):
+    if not len(query) or not k:
+        return hits
+    ids, contents = ([*itertools.chain(*(answer[name] for answer in answers))] for name in ("ids", "shown"))
+    kept = _first(_best_first(query, score, ids), query, ids, k)
+    read = msgpack.unpackb(ARRAY.pack(0xDD, len(kept)) + b"".join([contents[place] for place in kept]))
+    for of, hit, value in zip(query[kept].tolist(), read, score[kept].tolist(), strict=True):
+        hit["score"] = value
         hits[of].append(hit)
     return hits
 
@@ -59,29 +91,3 @@ def _first(order: NDArray[np.int64], query: NDArray[np.int64], ids: Sequence[str
                 break
         kept += first.values()
     return kept
-
-
-def _values(column: pa.ChunkedArray) -> Any:
-    """A column's values; of a struct, those of each of its fields that have a type."""
-    if not pa.types.is_struct(column.type):
-        return column.to_pylist()
-    fields = zip(column.type, column.flatten(), strict=True)
-    return {field.name: of.to_pylist() for field, of in fields if not pa.types.is_null(field.type)}
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    """Columns of several answers, each one after the other."""
-    if not isinstance(parts[0], Mapping):
-        return [*itertools.chain(*parts)]
-    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
-
-
-def _taken(values: Any, places: Sequence[int]) -> list[Any]:
-    """The values of a column at some places; of several columns together, a dict for each place."""
-    if not isinstance(values, Mapping):
-        return [values[place] for place in places]
-    if not values:
-        return [{} for _ in places]
-    names = tuple(values)
-    rows = zip(*(_taken(of, places) for of in values.values()), strict=True)
-    return [dict(zip(names, row, strict=False)) for row in rows]

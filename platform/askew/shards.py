@@ -21,14 +21,14 @@ from askew import facets, filters, segments
 from askew.ann import Effort, Index, Mask, Rows, Vectors
 from askew.facets import Counts
 from askew.filters import Filter
-from askew.hits import Packed, merge, packed
+from askew.hits import Packed, Shown, merge, packed, shown
 from askew.register import hashes
 from askew.segments import Plan
 
 SHOWN = ["item_id", "title", "fields"]
 EXACT_BELOW = 20_000  # so few vectors are scored one by one sooner than an index is searched for them
 EXACT_AT_ONCE = 50_000  # vectors that are unpacked at a time
-KEPT_MASKS = 32
+KEPT_MASKS, KEPT_SHOWN = 32, 20_000
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
@@ -148,6 +148,7 @@ class Shard:
             segment = plan.open(name, verify=verify)
             self._append(segment.index(), segment.items(), plan.dead.get(name, NO_ROWS))
         self._added: Part | None = None
+        self._shown: dict[int, Shown] = {}  # by row, of which what is shown never changes
         for part in self._parts if gpu else ():
             part.index.accelerate()
         self._share = min(1.0, sum(part.items.num_rows for part in self._parts) / max(plan.size, 1))
@@ -289,8 +290,17 @@ class Shard:
         """
         num, k = found.rows.shape
         of = np.repeat(np.arange(num) if queries is None else queries, k)
-        table, order = self._taken(SHOWN, found.rows.ravel())
-        return packed(table, found.scores.ravel()[order], of[order], num if total is None else total)
+        return packed(self._items(found.rows.ravel()), found.scores.ravel(), of, num if total is None else total)
+
+    def _items(self, rows: Rows) -> list[Shown]:
+        """What is shown of rows, in their order; of those that were wanted before from memory."""
+        if len(self._shown) > KEPT_SHOWN:
+            self._shown = {}
+        known, wanted = self._shown, rows.tolist()
+        if missing := [*{row: None for row in wanted if row not in known}]:
+            table, order = self._taken(SHOWN, np.array(missing))
+            known |= zip(np.array(missing)[order].tolist(), shown(table), strict=True)
+        return [known[row] for row in wanted]
 
     def _taken(self, columns: list[str], rows: Rows) -> tuple[pa.Table, Rows]:
         """Fetch rows from the chunks that hold them, and in their order; returns which row is where.
@@ -302,7 +312,7 @@ class Shard:
         chunk = np.searchsorted(starts, rows, side="right") - 1
         order = np.argsort(chunk, kind="stable")
         found = [batches[n].select(columns).take(pa.array(rows[chunk == n] - starts[n])) for n in np.unique(chunk)]
-        return (pa.Table.from_batches(found) if found else pa.table({"item_id": []})), order
+        return pa.Table.from_batches(found), order
 
 
 # --- what is sent elsewhere ----------------------------------------------------------------------
