@@ -40,6 +40,7 @@ class World:
     index: Path
     job: str = ""
     jobs_ended: int = 0
+    driver_gone: bool = False  # with the head: Ray calls its job RUNNING until it takes the next one
     kept: dict[Path, bytes] = field(default_factory=dict)  # files as they were
 
 
@@ -124,6 +125,7 @@ def _add(world: World) -> None:
 
 def _restart_head(world: World) -> None:
     """Start the head on what its GCS kept on disk."""
+    world.driver_gone = True
     world.cluster.nodes[0].remove()
     world.cluster.nodes[0].start()
 
@@ -199,8 +201,12 @@ def _flip_checkpoint(world: World, chance: random.Random) -> str:
 
 def resume(world: World) -> None:
     """Go on with the training where it ended, as whoever read its last words would."""
-    if not world.job or underway.status(world.cluster.dashboard, world.job)["status"] in ("PENDING", "RUNNING"):
+    if not world.job:
+        return
+    runs = underway.status(world.cluster.dashboard, world.job)["status"] in ("PENDING", "RUNNING")
+    if runs and not world.driver_gone:
         return
     world.jobs_ended += 1
+    world.driver_gone = False
     world.job = f"training-{time.monotonic_ns()}"
     underway.submit(world.cluster.dashboard, world.root, world.job)
