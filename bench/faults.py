@@ -206,7 +206,6 @@ def resume(world: World) -> None:
     runs = underway.status(world.cluster.dashboard, world.job)["status"] in ("PENDING", "RUNNING")
     if runs and not world.driver_gone:
         return
-    world.jobs_ended += 1
-    world.driver_gone = False
-    world.job = f"training-{time.monotonic_ns()}"
-    underway.submit(world.cluster.dashboard, world.root, world.job)
+    job = f"training-{time.monotonic_ns()}"
+    underway.submit(world.cluster.dashboard, world.root, job)
+    world.job, world.driver_gone, world.jobs_ended = job, False, world.jobs_ended + 1
