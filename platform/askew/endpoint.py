@@ -169,9 +169,9 @@ class Route(NamedTuple):
 
 
 class Direct:
-    """Answers what is asked most without FastAPI's way to it, which costs more than all else in the ingress.
+    """Answers what is asked most before FastAPI's routing: Pydantic reads the body and writes the answer.
 
-    Pydantic reads the body and writes the answer; FastAPI has the same paths for its pages of documentation.
+    FastAPI has the same paths for its pages of documentation alone.
     """
 
     def __init__(self, app: ASGIApp, routes: Mapping[str, Route]) -> None:

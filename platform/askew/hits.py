@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-Packed = dict[
-    str, Any
-]  # queries: how many were asked; query, score: (H,) of each hit; ids, shown: those of its item
+# queries: how many were asked; query, score: (H,) of each hit; ids, shown: those of its item
+Packed = dict[str, Any]
 ARRAY = struct.Struct(">BI")  # how MessagePack begins an array: 0xDD, and of how many
 
 
