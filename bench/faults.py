@@ -17,6 +17,8 @@ import psutil
 import underway
 from nodes import Cluster
 
+from askew import jobs
+
 KINDS = {  # a process's name begins so; of several chance decides
     "shard": "ray::ServeReplica:search:shard", "encoder": "ray::ServeReplica:search:encoder",
     "ingress": "ray::ServeReplica:search:ingress", "items": "ray::ServeReplica:search:items",
@@ -203,7 +205,7 @@ def resume(world: World) -> None:
     """Go on with the training where it ended, as whoever read its last words would."""
     if not world.job:
         return
-    runs = underway.status(world.cluster.dashboard, world.job)["status"] in ("PENDING", "RUNNING")
+    runs = underway.status(world.cluster.dashboard, world.job)["status"] in jobs.ALIVE
     if runs and not world.driver_gone:
         return
     job = f"training-{time.monotonic_ns()}"

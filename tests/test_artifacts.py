@@ -53,7 +53,7 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_had_for_a_while_is_cleared_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
     code = """if True:
-        import os, pathlib, signal, sys
+        import pathlib, sys
         from askew import artifacts
         with artifacts.scratch(pathlib.Path(sys.argv[1])) as folder:
             (folder / "file").write_bytes(b"half")

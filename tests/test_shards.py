@@ -163,6 +163,21 @@ def test_hits_of_a_catalogue_without_fields_have_none() -> None:
     assert merge([answer], 3) == [[{"item_id": "a", "title": "A", "fields": {}, "score": 0.5}], []]
 
 
+def test_what_is_shown_is_the_same_from_memory_and_when_memory_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = clustered(1, 60, 8, 6)
+    shard = Shard(Plan.read(make(tmp_path, vectors, shop(60), [20, 40], Design(kind="flat", dim=8))))
+    found, rows = (
+        shard.search(queries, 7),
+        [*zip(*(shop(60)[n].to_pylist() for n in ("item_id", "title", "fields")), strict=True)],
+    )
+    for kept in (20_000, 20_000, 3, 3):
+        monkeypatch.setattr("askew.shards.KEPT_SHOWN", kept)
+        told = [[(hit["item_id"], hit["title"], hit["fields"]) for hit in hits] for hits in shard.hits(found)]
+        assert told == [[rows[row] for row in of] for of in found.rows.tolist()]
+
+
 # --- kinds, efforts, filters and deletions -------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ Shapes: H hits.
 
 import itertools
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -29,27 +29,19 @@ class Shown(NamedTuple):
 
 def shown(items: pa.Table) -> list[Shown]:
     """Take from items what is shown of them: all columns, and of the fields those that have a type."""
-    return [
-        Shown(row["item_id"], msgpack.packb({name: _typed(items, name, value) for name, value in row.items()}))
-        for row in items.to_pylist()
-    ]
-
-
-def _typed(items: pa.Table, name: str, value: Any) -> Any:
-    kind = items.schema.field(name).type
-    if not pa.types.is_struct(kind):
-        return value
-    return {field.name: (value or {}).get(field.name) for field in kind if not pa.types.is_null(field.type)}
+    structs = [column for column in items.schema if pa.types.is_struct(column.type)]
+    typed = {of.name: [field.name for field in of.type if not pa.types.is_null(field.type)] for of in structs}
+    rows = items.to_pylist()
+    for row in rows:
+        row |= {name: {field: (row[name] or {}).get(field) for field in fields} for name, fields in typed.items()}
+    return [Shown(row["item_id"], msgpack.packb(row)) for row in rows]
 
 
 def packed(
-    items: Iterable[Shown], scores: NDArray[np.float32], query: NDArray[np.int64], num_queries: int
+    items: Sequence[Shown], scores: NDArray[np.float32], query: NDArray[np.int64], num_queries: int
 ) -> Packed:
     """Make an answer of H hits: their items, their scores and the number of the query that each is for."""
-    ids, contents = [], []
-    for item_id, content in items:
-        ids.append(item_id)
-        contents.append(content)
+    ids, contents = [one.item_id for one in items], [one.content for one in items]
     return {"queries": num_queries, "query": query, "score": scores, "ids": ids, "shown": contents}
 
 

@@ -298,8 +298,8 @@ class Shard:
             self._shown = {}
         known, wanted = self._shown, rows.tolist()
         if missing := [*{row: None for row in wanted if row not in known}]:
-            table, order = self._taken(SHOWN, np.array(missing))
-            known |= zip(np.array(missing)[order].tolist(), shown(table), strict=True)
+            table, order = self._taken(SHOWN, fresh := np.array(missing))
+            known |= zip(fresh[order].tolist(), shown(table), strict=True)
         return [known[row] for row in wanted]
 
     def _taken(self, columns: list[str], rows: Rows) -> tuple[pa.Table, Rows]:
