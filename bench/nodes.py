@@ -175,6 +175,7 @@ class Cluster:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+            "RAY_worker_niceness": "0",
             "RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.home / "gcs"),  # a head knows what was
             "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1",
         }  # fmt: skip

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from askew import artifacts, datasets, indexing, tables
 from askew.encoders import TextSettings
-from askew.errors import ArtifactError, RegistryError
+from askew.errors import ArtifactError, ConfigError, RegistryError
 from askew.indexing import Embedder, IndexSettings, index
 from askew.inputs import Tokens
 from askew.models import Model
@@ -98,7 +98,9 @@ def few(triplets_folder: Path, base: IndexSettings, tmp_path: Path) -> IndexSett
     return base.model_copy(update=values)
 
 
-def one_after_another(units: Any, work: Any, doing: str, arguments: Any, num_actors: int, marks: Path) -> Any:
+def one_after_another(
+    units: Any, work: Any, doing: str, arguments: Any, num_actors: int, marks: Path, num_gpus: float
+) -> Any:
     """`datasets.spread` in this process alone."""
     actor, results = work(*arguments), []
     for number, unit in enumerate(units):
@@ -160,6 +162,22 @@ def test_vectors_are_those_of_the_model_an_item_at_a_time(built: dict[str, Any],
     found, scores = shard.search(queries, 10), queries @ exact.T
     np.testing.assert_allclose(found.scores, -np.sort(-scores, axis=1)[:, :10], atol=1e-5)
     np.testing.assert_allclose(found.scores, np.take_along_axis(scores, found.rows, 1), atol=1e-5)
+
+
+def test_gpus_that_are_not_there_are_refused(base: IndexSettings) -> None:
+    with pytest.raises(
+        ConfigError, match=r"wanted 9 GPUs, one for each worker; found \d in the cluster; .* or device=cpu"
+    ):
+        index(base.model_copy(update={"device": "cuda", "num_workers": 9}))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_vectors_made_on_a_gpu_are_those_made_on_a_processor(
+    base: IndexSettings, built: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {"device": "cuda", "num_workers": 1, "root": tmp_path}
+    other = Path(index(base.model_copy(update=changes))["artifact"])
+    np.testing.assert_allclose(opened(other)[0], opened(Path(built["artifact"]))[0], atol=1e-3)
 
 
 def test_the_same_again_is_found_done_and_noted_on_the_version_anew(

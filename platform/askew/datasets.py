@@ -43,6 +43,14 @@ def resources() -> dict[str, float]:
     return dict(ray.cluster_resources())
 
 
+def check_gpus(num_workers: int, otherwise: str) -> None:
+    """Join the cluster. Raises ConfigError when it has no GPU for each worker; `otherwise` needs none."""
+    connect()
+    if (gpus := int(resources().get("GPU", 0))) < num_workers:
+        wanted, do = f"{num_workers} GPUs, one for each worker", f"lower num_workers, or {otherwise}"
+        raise errors.ConfigError(wanted, f"{gpus} in the cluster", do)
+
+
 def spread(
     units: Sequence[Unit],
     work: Callable[[Unit], Unit] | type,
@@ -50,10 +58,12 @@ def spread(
     arguments: Sequence[Any] = (),
     num_actors: int | None = None,
     marks: Path | None = None,
+    num_gpus: float = 0,
 ) -> list[Unit]:
     """Do `work` on every unit by Ray Data, one task each; returns its small results in order, printing progress.
 
-    `work` is a function, or a class whose instances, made with `arguments` in `num_actors` actors, are called.
+    `work` is a function, or a class whose instances, made with `arguments` in `num_actors` actors, are called,
+    each with `num_gpus` of its own.
     With `marks`, a folder, each unit's result is noted there when it is done, and a later run of the same
     units does those alone that are not. An AskewError of a worker is raised here.
     """
@@ -63,14 +73,19 @@ def spread(
     results: dict[int, Unit] = {n: _read(unit) for n, unit in enumerate(units) if _is_done(unit)}
     left = [n for n in range(len(units)) if n not in results]
     progress = Progress(doing, len(units), len(results))
-    for number, result in zip(left, _done([units[n] for n in left], work, arguments, num_actors), strict=True):
+    todo = [units[n] for n in left]
+    for number, result in zip(left, _done(todo, work, arguments, num_actors, num_gpus), strict=True):
         results[number] = result
         progress.step()
     return [results[number] for number in range(len(units))]
 
 
 def _done(
-    units: Sequence[Unit], work: Callable[[Unit], Unit] | type, arguments: Sequence[Any], num_actors: int | None
+    units: Sequence[Unit],
+    work: Callable[[Unit], Unit] | type,
+    arguments: Sequence[Any],
+    num_actors: int | None,
+    num_gpus: float,
 ) -> Iterator[Unit]:
     """Do the units, and yield their results in order."""
     if not units:
@@ -81,7 +96,8 @@ def _done(
     rows = ray.data.from_items([{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units))
     if isinstance(work, type):
         pool = ray.data.ActorPoolStrategy(size=min(num_actors or 1, len(units)))
-        rows = rows.map(_Actor, fn_constructor_args=(work, tuple(arguments)), compute=pool, num_cpus=1)
+        how = {"compute": pool, "num_cpus": 1, "num_gpus": num_gpus}
+        rows = rows.map(_Actor, fn_constructor_args=(work, tuple(arguments)), **how)
     else:
         rows = rows.map(_telling, fn_kwargs={"work": work}, num_cpus=1)
     for row in rows.iter_rows():

@@ -9,7 +9,7 @@ whoever is free. No process holds more than a segment, and a run that was killed
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +40,7 @@ class IndexSettings(IndexKindSettings):
     items_a_segment: int = Field(default=50_000, ge=1)
     num_workers: int = Field(default=2, ge=1)
     batch_size: int = Field(default=256, ge=1)
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     num_queries: int = Field(default=500, ge=1)  # of the catalogue's own, by which recall is measured
     max_quarantined_fraction: float = Field(default=0.05, ge=0, le=1)
     seed: int = 0
@@ -55,6 +55,8 @@ def index(settings: IndexSettings) -> dict[str, Any]:
     """Build the index of a model version, and note its place on the version."""
     places = {"root": settings.root.absolute(), "triplets": settings.triplets.absolute()}  # for other processes
     settings = settings.model_copy(update=places)
+    if settings.device == "cuda":
+        datasets.check_gpus(settings.num_workers, "device=cpu")
     registry = Registry(settings.tracking_uri)
     version = registry.resolve(settings.model, settings.version)
     model = registry.download(version, settings.root)
@@ -96,7 +98,8 @@ class Build:
         """Embed, learn, fill, measure."""
         units = self._units()
         embedder = (str(self.model), str(self.settings.triplets), self.settings.batch_size, self.settings.device)
-        kept = self._spread(units, Embedder, "embedded segments", embedder)
+        num_gpus = float(self.settings.device == "cuda")
+        kept = self._spread(units, Embedder, "embedded segments", embedder, num_gpus)
         self._refuse(sum(r["items"] for r in kept), sum(r["bad"] for r in kept))
         size = sum(r["items"] - r["bad"] for r in kept)
         design = tuning.design(self.settings, size, self.dim)
@@ -137,11 +140,16 @@ class Build:
         ]  # fmt: skip
 
     def _spread(
-        self, units: Sequence[datasets.Unit], work: type, doing: str, arguments: tuple[Any, ...]
+        self,
+        units: Sequence[datasets.Unit],
+        work: type,
+        doing: str,
+        arguments: tuple[Any, ...],
+        num_gpus: float = 0,
     ) -> list[Any]:
         marks = self.work / work.__name__
         marks.mkdir(exist_ok=True)
-        return datasets.spread(units, work, doing, arguments, self.settings.num_workers, marks)
+        return datasets.spread(units, work, doing, arguments, self.settings.num_workers, marks, num_gpus)
 
     def _refuse(self, total: int, bad: int) -> None:
         do = "train the model again; its vectors of these items are no numbers"

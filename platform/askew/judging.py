@@ -7,7 +7,7 @@ Shapes: Q queries, K hits.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,7 @@ class JudgeSettings(Settings):
     runs: dict[str, Path] = Field(default_factory=dict)  # TREC run files of other systems, by name
     zero_shot: dict[str, str] = Field(default_factory=dict)  # checkpoints of CLIP or SigLIP, by name
     batch_size: int = Field(default=256, ge=1)
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class Group:

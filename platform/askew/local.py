@@ -107,6 +107,7 @@ class Stack(Settings):
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: one node, on loopback alone
             "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+            "RAY_worker_niceness": "0",  # Ray's 15 has replicas wait for whatever else the machine does
             "TOKENIZERS_PARALLELISM": "false",
         }
 

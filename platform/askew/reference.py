@@ -45,7 +45,7 @@ COMMON = {  # what is the same wherever it stands, and said nowhere beside it
     "model": "name of the registered model in MLflow",
     "version": "a number, or an alias",
     "batch_size": "how many go through the model at once",
-    "device": "cpu or cuda",
+    "device": "where the model computes",
     "seed": "of all that is drawn by chance",
 }
 KINDS: Mapping[object, str] = {

@@ -68,12 +68,8 @@ def _check(settings: TrainSettings, triplets: artifacts.Manifest) -> None:
         found = f"triplets of {size}, towers.image_size {settings.towers.image_size}"
         raise ConfigError("photos of one size", found, f"prepare them anew, or set towers.image_size={size}")
     datasets.connect()
-    gpus = int(datasets.resources().get("GPU", 0))
-    if settings.use_gpu and gpus < settings.num_workers:
-        found = f"{gpus} in the cluster"
-        raise ConfigError(
-            f"{settings.num_workers} GPUs, one for each worker", found, "lower num_workers, or use_gpu=false"
-        )
+    if settings.use_gpu:
+        datasets.check_gpus(settings.num_workers, "use_gpu=false")
 
 
 def _tokens(settings: TrainSettings) -> Tokens:

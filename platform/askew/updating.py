@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 from pydantic import Field
@@ -37,7 +37,7 @@ class UpdateSettings(Settings):
     compact: bool = False  # put the log into segments
     fetch: FetchSettings = FetchSettings()
     batch_size: int = Field(default=256, ge=1)
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 def update(settings: UpdateSettings) -> dict[str, Any]:
