@@ -1,7 +1,10 @@
 """Units of work on a real Ray cluster: order, actors, and errors in their own words."""
 
 import errno
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +100,24 @@ def test_what_is_marked_as_done_is_not_done_again(cluster: None, tmp_path: Path)
     assert sorted(after) == sorted(set(range(6)) - marked)
     assert work(bad=-1) == units(0, -1, -2, -3, -4, -5)
     assert len((tmp_path / "log").read_text().split()) == len(before) + len(after)
+
+
+ON_GPUS = """
+import json, ray
+from askew import datasets
+
+class Where:
+    def __call__(self, unit):
+        return {"gpus": ray.get_gpu_ids()}
+
+ray.init("local", num_cpus=3, num_gpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+each = [{"n": n} for n in range(4)]
+print(json.dumps([datasets.spread(each, Where, "asked", (), 2, None, num_gpus)[0]["gpus"] for num_gpus in (1, 0)]))
+"""
+
+
+def test_actors_that_want_a_gpu_have_one_of_their_own() -> None:
+    """Ray believes what it is told of GPUs: none is there."""
+    done = subprocess.run([sys.executable, "-c", ON_GPUS], capture_output=True, text=True, check=True)
+    with_one, without = json.loads(done.stdout.splitlines()[-1])
+    assert (len(with_one), without) == (1, [])

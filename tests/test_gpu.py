@@ -9,7 +9,6 @@ import pytest
 import torch
 from tests.test_compiled import TEXTS, cosines, model
 from tests.test_shards import make
-from tests.test_training import trained
 
 from askew import artifacts
 from askew.ann import Design, Effort, Index
@@ -79,13 +78,3 @@ def test_queries_and_items_have_the_vectors_that_they_have_on_a_processor(tmp_pa
     wanted = there.items(TEXTS[:5], photos, has_image)
     for name, found in on_gpu.items(TEXTS[:5], photos, has_image).items():
         np.testing.assert_allclose(found, wanted[name], atol=1e-3)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_training_takes_the_steps_that_it_takes_on_a_processor(triplets_folder: Path, tmp_path: Path) -> None:
-    on_gpu = trained(triplets_folder, tmp_path / "gpu", use_gpu=True)
-    on_processor = trained(triplets_folder, tmp_path / "processor")
-    assert on_gpu == pytest.approx(on_processor, rel=0.02)
-    assert on_gpu[-1] < on_gpu[0]
-    in_bf16 = trained(triplets_folder, tmp_path / "bf16", use_gpu=True, bf16=True)
-    assert in_bf16 == pytest.approx(on_processor, rel=0.05)

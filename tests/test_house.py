@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,23 @@ def test_one_vendor_one_file() -> None:
             p.name for p in SOURCES if re.search(rf"^\s*(import|from) {vendor}\b", p.read_text(), re.MULTILINE)
         }
         assert users == {home}
+
+
+HEAVY = ("torch", "transformers", "openvino", "mlflow", "matplotlib", "scipy")
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("deployments", HEAVY), ("ingress", HEAVY), ("serving", ("torch", "transformers", "openvino", "matplotlib")),
+        ("cli", HEAVY), ("client", (*HEAVY, "ray", "numpy")),
+    ],
+)  # fmt: skip
+def test_who_needs_little_loads_little(module: str, without: tuple[str, ...]) -> None:
+    """A shard that loads torch takes four times as long to start, and three times the memory."""
+    code = f"import sys, askew.{module}; print(*[name for name in {without!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 RUNS_CODE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}  # when it reads data

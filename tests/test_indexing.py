@@ -171,15 +171,6 @@ def test_gpus_that_are_not_there_are_refused(base: IndexSettings) -> None:
         index(base.model_copy(update={"device": "cuda", "num_workers": 9}))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_vectors_made_on_a_gpu_are_those_made_on_a_processor(
-    base: IndexSettings, built: dict[str, Any], tmp_path: Path
-) -> None:
-    changes = {"device": "cuda", "num_workers": 1, "root": tmp_path}
-    other = Path(index(base.model_copy(update=changes))["artifact"])
-    np.testing.assert_allclose(opened(other)[0], opened(Path(built["artifact"]))[0], atol=1e-3)
-
-
 def test_the_same_again_is_found_done_and_noted_on_the_version_anew(
     base: IndexSettings, built: dict[str, Any], version: Version
 ) -> None:

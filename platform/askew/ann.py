@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from askew import rough
 from askew.config import Settings
 from askew.errors import ArtifactError
 
@@ -128,7 +127,7 @@ class Index:
     def __init__(self, design: Design, index: Any) -> None:
         self.design, self._index = design, index
         self._gpu: Any = None
-        self._rough: rough.Rough | None = None
+        self._rough: Any = None
         if design.kind in REFINED:  # query by query: few of a batch look into the same of many lists
             faiss.downcast_index(faiss.extract_index_ivf(index)).implem = 10
         faiss.cvar.distance_compute_blas_threshold = BLAS_FROM_BATCH * design.dim
@@ -277,7 +276,11 @@ class Index:
 
     def _roughly(self, queries: Vectors, k: int) -> tuple[Vectors, Rows] | None:
         """Find the k best of many vectors for many queries, by rough scores first; None where that is no help."""
-        if len(queries) < BLAS_FROM_BATCH or self.size < ROUGH_FROM or not rough.fast():
+        if len(queries) < BLAS_FROM_BATCH or self.size < ROUGH_FROM:
+            return None
+        from askew import rough  # torch comes with it, which few shards want
+
+        if not rough.fast():
             return None
         vectors = faiss.rev_swig_ptr(self._index.get_xb(), self.size * self.design.dim).reshape(self.size, -1)
         self._rough = self._rough or rough.Rough(vectors)

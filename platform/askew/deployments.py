@@ -10,24 +10,24 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
 from askew import ann, shards, telemetry
-from askew.compiled import CompiledEncoder
 from askew.errors import ArtifactError
 from askew.facets import Counts
 from askew.hits import Packed
 from askew.holding import Holder
-from askew.items import Items
 from askew.live import Follower
-from askew.models import Model
 from askew.releases import Release
 from askew.replicas import Replicas, Wired
+
+if TYPE_CHECKING:
+    from askew.compiled import CompiledEncoder
+    from askew.items import Items
 
 
 class Encoder(Wired):
@@ -39,13 +39,18 @@ class Encoder(Wired):
         self, switch: DeploymentHandle, report_every_s: float, *, gpu: bool = False
     ) -> None:
         """Compile the query tower. Raises when it differs from the trained one: never ready then."""
+        import torch  # here and below: only those who compute with it load it, and no shard or ingress
+
         torch.set_num_threads(1)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._device = "cuda" if gpu else "cpu"
         self._held = Holder("encoder", self._compiled, _report(switch), report_every_s)
         await self._held.start()
 
-    def _compiled(self, release: Release) -> CompiledEncoder:
+    def _compiled(self, release: Release) -> "CompiledEncoder":
+        from askew.compiled import CompiledEncoder
+        from askew.models import Model
+
         return CompiledEncoder(Model.load(Path(release.model), self._device))
 
     async def encode(self, key: str, queries: list[str], request_ids: list[str]) -> NDArray[np.float32]:
@@ -170,7 +175,9 @@ class ItemsServer:
         self._held = Holder("items", self._opened, _report(switch), report_every_s)
         await self._held.start()
 
-    def _opened(self, release: Release) -> Items:
+    def _opened(self, release: Release) -> "Items":
+        from askew.items import Items
+
         return Items(release.model, release.index, release.identity)
 
     def upsert(self, key: str, items: Sequence[Mapping[str, Any]]) -> tuple[int, int, list[dict[str, str]]]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from askew import artifacts, metrics, models
+from askew import artifacts
 from askew.artifacts import Manifest
 from askew.config import Settings
 from askew.errors import ArtifactError
@@ -117,6 +117,8 @@ def _identity(model: Path, index: Path) -> tuple[bool, str]:
 
 
 def _parity(model: Path, least: float) -> tuple[bool, str]:
+    from askew import models  # torch comes with it: only those who judge wait for that
+
     found = models.parity(model)
     return found >= least, f"{found:.6f}"  # a NaN does not hold
 
@@ -153,6 +155,8 @@ def _measured(index: Manifest) -> Mapping[str, float]:
 
 def _quality(own: Path | None, champion: Path | None, settings: GateSettings) -> tuple[bool, str]:
     """Compare by the queries that both were asked: equal in id and words."""
+    from askew import metrics  # ir-measures comes with it, and pandas
+
     if champion is None:
         return True, "no evaluation of a champion"
     if own is None:

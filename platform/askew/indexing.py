@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from askew import ann, artifacts, config, datasets, records, segments, tables, tuning
+from askew import ann, artifacts, config, datasets, inputs, records, segments, tables, tuning
 from askew.ann import Design, Index, Vectors
 from askew.errors import ArtifactError, DataError
 from askew.models import Model
@@ -91,7 +91,9 @@ class Build:
         self.work = draft.folder / artifacts.WORK
         self.work.mkdir(exist_ok=True)
         self.dim = Model.load(model).dim
-        self.release = segments.identity(artifacts.read(model, "model", verify=False), triplets.key, self.dim)
+        self.release = segments.identity(
+            artifacts.read(model, "model", verify=False), triplets.key, self.dim, inputs.TRANSFORM
+        )
         self.text_fields = triplets.details.get("text_fields", ["title"])
 
     def run(self) -> None:

@@ -26,9 +26,10 @@ from pydantic import ConfigDict
 from askew import __version__, artifacts
 from askew.config import Settings
 from askew.errors import ArtifactError, RegistryError
+from askew.versions import MODEL_KEY as MODEL_KEY
+from askew.versions import Version as Version
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-MODEL_KEY = "askew.model_key"
 EXAMPLE = "input_example.json"
 NAME = re.compile(r"[\w.-]+")
 FILES = "model"  # where a version's files lie among its run's artifacts
@@ -39,24 +40,6 @@ ENVIRONMENT = {  # MLflow's client reads these at each request; by its own defau
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-
-
-class Version(Settings):
-    """One version of a registered model."""
-
-    name: str
-    version: str
-    run_id: str
-    source: str
-    tags: dict[str, str]
-    description: str = ""
-
-    @property
-    def index(self) -> Path:
-        """The folder of the index that was built by it. Raises ArtifactError when there is none."""
-        if (folder := self.tags.get("askew.index")) is None:
-            raise ArtifactError(f"an index of {self.name} version {self.version}", "none", "run the index stage")
-        return Path(folder)
 
 
 class Run(Settings):

@@ -9,8 +9,8 @@ from askew.config import Settings
 from askew.errors import ArtifactError, ConfigError
 from askew.messages import Release as Told
 from askew.messages import Served
-from askew.registry import MODEL_KEY, Version
 from askew.segments import Plan
+from askew.versions import MODEL_KEY, Version
 
 # a version's tags: its index's folder and release identity, and what is set by who promotes it
 INDEX, RELEASE, FORCE, BY = "askew.index", "askew.release", "askew.force", "askew.promoted_by"

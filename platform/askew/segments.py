@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from askew import artifacts, inputs
+from askew import artifacts
 from askew.ann import Design, Effort, Index, Vectors
 from askew.config import Settings
 from askew.errors import ArtifactError
@@ -222,15 +222,15 @@ def tell(draft: artifacts.Draft, names: Sequence[str], effort: Effort | None = N
     }
 
 
-def identity(model: artifacts.Manifest, catalogue: str, dim: int) -> str:
+def identity(model: artifacts.Manifest, catalogue: str, dim: int, transform: int) -> str:
     """Hash what makes vectors what they are: the release identity, in hex.
 
-    The content of weights, tokenizer and towers (with fusion and sizes), how photos are decoded, the vectors'
-    type and width, and the catalogue's key.
+    The content of weights, tokenizer and towers (with fusion and sizes), how photos are decoded
+    (`inputs.TRANSFORM`), the vectors' type and width, and the catalogue's key.
     """
     made_of = {
         "model": {name: model.files[name].sha256 for name in IDENTIFYING},
-        "photos": inputs.TRANSFORM, "dtype": "float32", "dim": dim, "catalogue": catalogue,
+        "photos": transform, "dtype": "float32", "dim": dim, "catalogue": catalogue,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 

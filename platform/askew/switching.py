@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from askew import artifacts, building, gates, hooks, releases, telemetry
@@ -111,7 +110,6 @@ class Switch(Wired):
         With a watchdog's settings, this process has it beside the switch: neither is in a request's way.
         """
         telemetry.escape()
-        torch.set_num_threads(1)  # a gate has time; what is answered beside it has none
         self._settings, self._watched = SwitchSettings.model_validate(settings), Watched(*watched)
         self._cache = Path(self._watched.cache)
         self._path = releases.memory(self._cache, self._watched.uri, self._watched.model, self._settings.endpoint)
@@ -304,6 +302,9 @@ class Switch(Wired):
         return releases.find(version, self._watched.num_shards, model)
 
     def _judged(self, registry: Registry, version: Version, release: Release) -> list[Verdict]:
+        import torch  # only when there is something to judge
+
+        torch.set_num_threads(1)  # a gate has time; what is answered beside it has none
         with artifacts.scratch(self._cache) as work:
             own = registry.file(version, EVALUATION, work / "own")
             live = self._version_live(registry)
