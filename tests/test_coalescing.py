@@ -82,6 +82,25 @@ def test_who_has_waited_for_company_long_enough_goes_without() -> None:
     run(scenario)
 
 
+def test_several_wait_a_moment_for_more_when_a_call_ends() -> None:
+    server = Server(takes_s=0.05)
+
+    async def scenario() -> None:
+        coalescer = Coalescer(server, min_batch=4, max_wait_s=9, gather_s=0.2)
+        asked = [asyncio.ensure_future(coalescer.ask(n)) for n in range(3)]
+        await asyncio.sleep(0.1)
+        assert server.batches == [[0]]  # it has ended; two wait
+        asked.append(asyncio.ensure_future(coalescer.ask(3)))
+        assert await asyncio.gather(*asked) == [0, 2, 4, 6]
+        assert server.batches == [[0], [1, 2, 3]]
+        asked = [asyncio.ensure_future(coalescer.ask(n)) for n in range(5)]
+        assert await asyncio.wait_for(asyncio.gather(*asked), 0.18) == [0, 2, 4, 6, 8]  # four wait for no more
+        asked = [asyncio.ensure_future(coalescer.ask(n)) for n in (0, 1)]
+        assert await asyncio.wait_for(asyncio.gather(*asked), 0.18) == [0, 2]  # nor does one who is alone
+
+    run(scenario)
+
+
 def test_alone_a_question_is_asked_at_once() -> None:
     server = Server(takes_s=0)
 

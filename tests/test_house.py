@@ -34,8 +34,8 @@ HEAVY = ("torch", "transformers", "openvino", "mlflow", "matplotlib", "scipy")
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("deployments", HEAVY), ("ingress", HEAVY), ("serving", ("torch", "transformers", "openvino", "matplotlib")),
-        ("cli", HEAVY), ("client", (*HEAVY, "ray", "numpy")),
+        ("deployments", HEAVY), ("ingress", HEAVY), ("cli", HEAVY), ("client", (*HEAVY, "ray", "numpy")),
+        ("serving", ("torch", "transformers", "openvino", "matplotlib")),
     ],
 )  # fmt: skip
 def test_who_needs_little_loads_little(module: str, without: tuple[str, ...]) -> None:

@@ -1,8 +1,8 @@
 """Coalescing: what is asked while earlier calls are under way is asked in one call.
 
-The first question goes at once. Behind a network hop that costs more than the work, one call of 32 questions costs
-little more than one of one; so beside a call that is under way another one goes only with some company, or when
-somebody has waited for a while. Knows nothing of what is asked.
+A question that is alone goes at once. Behind a network hop that costs more than the work, one call of 32 costs little
+more than one of one; so beside a call that is under way another one goes only with some company, or when somebody has
+waited for a while, and where several wait they wait a moment for more. Knows nothing of what is asked.
 """
 
 import asyncio
@@ -22,7 +22,8 @@ class FullError(Exception):
 class Coalescer(Generic[Q, A]):
     """Asks questions in batches, of which at most `max_calls` are under way.
 
-    While one is, the next goes as soon as `min_batch` questions wait, or the first of them has for `max_wait_s`.
+    While one is, the next goes as soon as `min_batch` questions wait, or the first of them has for `max_wait_s`;
+    while none is, a question that is alone goes at once, and several when the first has waited for `gather_s`.
     `work` answers a batch in its order. If it fails on a batch, each of its questions is asked again alone, so
     that one that is poisonous fails alone, unless the error is one of `common`, which says nothing of them.
     """
@@ -35,15 +36,16 @@ class Coalescer(Generic[Q, A]):
         max_calls: int = 2,
         min_batch: int = 1,
         max_wait_s: float = 0.02,
+        gather_s: float = 0.0,
         max_waiting: int = 256,
         common: tuple[type[Exception], ...] = (),
     ) -> None:
         self._work, self._common = work, common
         self._max_batch, self._max_calls, self._max_waiting = max_batch, max_calls, max_waiting
-        self._min_batch, self._max_wait_s = min(min_batch, max_batch), max_wait_s
+        self._min_batch, self._max_wait_s, self._gather_s = min(min_batch, max_batch), max_wait_s, gather_s
         self._waiting: deque[tuple[Q, asyncio.Future[A], float]] = deque()  # and since when
         self._calls: set[asyncio.Task[None]] = set()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: tuple[float, asyncio.TimerHandle] | None = None  # when it rings
 
     @property
     def waiting(self) -> int:
@@ -77,14 +79,27 @@ class Coalescer(Generic[Q, A]):
         """
         loop = asyncio.get_running_loop()
         while self._waiting and len(self._calls) < self._max_calls:
-            left_s = self._waiting[0][2] + self._max_wait_s - loop.time()
-            if self._calls and len(self._waiting) < self._min_batch and left_s > 0:
-                self._alarm = self._alarm or loop.call_later(left_s, self._rung)
+            due = self._waiting[0][2] + self._patience_s()
+            if len(self._waiting) < self._min_batch and due > loop.time():
+                self._wake(due)
                 return
             batch = [self._waiting.popleft()[:2] for _ in range(min(len(self._waiting), self._max_batch))]
             call = loop.create_task(self._call(batch), context=contextvars.Context())
             self._calls.add(call)
             call.add_done_callback(self._ended)
+
+    def _patience_s(self) -> float:
+        """How long the first of those who wait does so for company."""
+        if self._calls:
+            return self._max_wait_s
+        return self._gather_s if len(self._waiting) > 1 else 0.0
+
+    def _wake(self, due: float) -> None:
+        if self._alarm is not None:
+            if self._alarm[0] <= due:
+                return
+            self._alarm[1].cancel()
+        self._alarm = due, asyncio.get_running_loop().call_at(due, self._rung)
 
     def _rung(self) -> None:
         self._alarm = None

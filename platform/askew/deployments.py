@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,6 @@ from askew.live import Follower
 from askew.releases import Release
 from askew.replicas import Replicas, Wired
 
-if TYPE_CHECKING:
-    from askew.compiled import CompiledEncoder
-    from askew.items import Items
-
 
 class Encoder(Wired):
     """Query texts to vectors."""
@@ -39,19 +35,19 @@ class Encoder(Wired):
         self, switch: DeploymentHandle, report_every_s: float, *, gpu: bool = False
     ) -> None:
         """Compile the query tower. Raises when it differs from the trained one: never ready then."""
-        import torch  # here and below: only those who compute with it load it, and no shard or ingress
+        import torch  # here, as whatever brings it: no shard or ingress has to load it
 
-        torch.set_num_threads(1)
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._device = "cuda" if gpu else "cpu"
-        self._held = Holder("encoder", self._compiled, _report(switch), report_every_s)
-        await self._held.start()
-
-    def _compiled(self, release: Release) -> "CompiledEncoder":
         from askew.compiled import CompiledEncoder
         from askew.models import Model
 
-        return CompiledEncoder(Model.load(Path(release.model), self._device))
+        torch.set_num_threads(1)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+        def compiled(release: Release) -> CompiledEncoder:
+            return CompiledEncoder(Model.load(Path(release.model), "cuda" if gpu else "cpu"))
+
+        self._held = Holder("encoder", compiled, _report(switch), report_every_s)
+        await self._held.start()
 
     async def encode(self, key: str, queries: list[str], request_ids: list[str]) -> NDArray[np.float32]:
         """Encode B queries to (B, D). Raises NotHeldError."""
@@ -172,13 +168,13 @@ class ItemsServer:
     """Items that come and go, and what scores are made of."""
 
     async def __init__(self, switch: DeploymentHandle, report_every_s: float) -> None:  # type: ignore[misc]
-        self._held = Holder("items", self._opened, _report(switch), report_every_s)
-        await self._held.start()
-
-    def _opened(self, release: Release) -> "Items":
         from askew.items import Items
 
-        return Items(release.model, release.index, release.identity)
+        def opened(release: Release) -> Items:
+            return Items(release.model, release.index, release.identity)
+
+        self._held = Holder("items", opened, _report(switch), report_every_s)
+        await self._held.start()
 
     def upsert(self, key: str, items: Sequence[Mapping[str, Any]]) -> tuple[int, int, list[dict[str, str]]]:
         """See `Items.upsert`. Raises NotHeldError."""

@@ -20,6 +20,7 @@ from askew.releases import Release
 
 H = TypeVar("H")
 Report = Callable[..., Awaitable[Mapping[str, Any]]]
+GARBAGE = 20_000  # objects that are new, before Python looks for some; its own default is a few searches'
 GRACE_S = 5.0  # what is let go of is still there for so long, for searches that are under way
 PATIENCE_S = 30.0  # of one report
 SWITCH_S = 0.0005  # so soon a thread that loads lets what is answered go first; Python's own is 5 ms
@@ -48,7 +49,8 @@ class Holder(Generic[H]):
     async def start(self) -> None:
         """Load what is served, and from now on what is told. Raises RuntimeError when it can't be loaded."""
         telemetry.escape()
-        gc.freeze()  # what is imported stays; looking for garbage is short then
+        gc.freeze()  # what is imported stays; looking for garbage is short then,
+        gc.set_threshold(GARBAGE)  # and seldom: of what a request makes, next to nothing is any
         atexit.register(gc.unfreeze)  # vendors complain of what is still there at the end
         while not self.orders:
             await self._ask()

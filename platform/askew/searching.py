@@ -44,7 +44,8 @@ class SearchSettings(Settings):
     max_batch: int = Field(default=64, ge=1)  # queries that the ingress sends on together
     max_calls: int = Field(default=2, ge=1)  # such batches under way at once, from each of its replicas
     min_batch: int = Field(default=16, ge=1)  # beside one that is under way, the next goes with so many,
-    max_wait_ms: float = Field(default=20, ge=0)  # or once a query has waited so long for them
+    max_wait_ms: float = Field(default=20, ge=0)  # or once a query has waited so long for them;
+    gather_ms: float = Field(default=4, ge=0)  # beside none, one query goes at once, and several after so long
     max_waiting: int = Field(default=256, ge=1)  # queries that wait there; further ones get a 503
     cached_queries: int = Field(default=10_000, ge=0)  # whose vectors each replica of the ingress keeps
     cached_results: int = Field(default=10_000, ge=0)  # searches whose hits it keeps,
@@ -94,6 +95,7 @@ class Search:
             self._answered, common=(UnavailableError,), max_batch=settings.max_batch,
             max_calls=settings.max_calls, max_waiting=settings.max_waiting,
             min_batch=settings.min_batch, max_wait_s=settings.max_wait_ms / 1000,
+            gather_s=settings.gather_ms / 1000,
         )  # fmt: skip
 
     @property
