@@ -1,8 +1,9 @@
 """Coalescing: what is asked while earlier calls are under way is asked in one call.
 
-A question that is alone goes at once. Behind a network hop that costs more than the work, one call of 32 costs little
-more than one of one; so beside a call that is under way another one goes only with some company, or when somebody has
-waited for a while, and where several wait they wait a moment for more. Knows nothing of what is asked.
+A question that is alone goes at once. Behind a network hop that costs more than the work, one call of 32 costs
+little more than one of one; so beside a call that is under way another one goes only with company, or when
+somebody has waited for a while, and where several wait, they wait a moment for more. Knows nothing of what is
+asked.
 """
 
 import asyncio
