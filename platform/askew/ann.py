@@ -6,6 +6,7 @@ places.
 Shapes: B queries, N vectors, D dimensions, K hits.
 """
 
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,6 +122,12 @@ class Effort(Settings):
         return self.model_copy(update={"again": int(np.ceil(again))})
 
 
+def _expect(design: Design, size: int) -> None:
+    """Load what an exact search of many vectors wants now, and not during one: torch comes with it."""
+    if design.exact and size >= ROUGH_FROM:
+        importlib.import_module("askew.rough")
+
+
 class Index:
     """A FAISS index of one design."""
 
@@ -172,6 +179,7 @@ class Index:
         body = faiss.downcast_index(index.base_index) if hasattr(index, "refine_index") else index
         if not isinstance(body, getattr(faiss, CLASSES[design.kind])):
             raise ArtifactError(f"{design.factory} in {path}", type(body).__name__, do)
+        _expect(design, int(index.ntotal))
         return cls(design, index)
 
     def write(self, path: Path) -> None:
@@ -196,6 +204,7 @@ class Index:
         assert self.design.kind != "hnsw"
         mine, theirs = self._index, other._index
         self._rough = other._rough = None
+        _expect(self.design, self.size + other.size)
         if self.design.refine == "none":
             mine.merge_from(theirs, mine.ntotal if self.design.lists else 0)
             return
