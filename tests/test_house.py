@@ -108,3 +108,29 @@ def test_ci_is_what_a_person_runs() -> None:
 def test_constraints_name_no_host_and_no_path() -> None:
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", line), line
+
+
+LARGE = """
+import pathlib, sys
+import numpy as np
+from askew.ann import Index
+
+index, path = Index.flat(2), pathlib.Path(sys.argv[1])
+index.add(np.zeros((40_000, 2), np.float32))
+index.write(path)
+known = ["torch" in sys.modules]
+index, half = Index.read(path, index.design), Index.read(path, index.design)
+known.append("torch" in sys.modules)
+index.join(half) if sys.argv[2] == "joined" else index.add(np.zeros((40_000, 2), np.float32))
+index.write(path)
+Index.read(path, index.design) if sys.argv[2] == "read" else None
+print(*known, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("how", ["joined", "read"])
+def test_an_exact_index_that_is_large_loads_torch_as_it_opens(tmp_path: Path, how: str) -> None:
+    """Later it would be in the midst of a search, which waits for it."""
+    command = [sys.executable, "-c", LARGE, str(tmp_path / "index"), how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True"]

@@ -164,11 +164,11 @@ def test_vectors_are_those_of_the_model_an_item_at_a_time(built: dict[str, Any],
     np.testing.assert_allclose(found.scores, np.take_along_axis(scores, found.rows, 1), atol=1e-5)
 
 
-def test_gpus_that_are_not_there_are_refused(base: IndexSettings) -> None:
+def test_gpus_that_are_not_there_are_refused(base: IndexSettings, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"wanted 9 GPUs, one for each worker; found \d in the cluster; .* or device=cpu"
     ):
-        index(base.model_copy(update={"device": "cuda", "num_workers": 9}))
+        index(base.model_copy(update={"device": "cuda", "num_workers": 9, "root": tmp_path}))
 
 
 def test_the_same_again_is_found_done_and_noted_on_the_version_anew(

@@ -168,10 +168,8 @@ def test_what_is_shown_is_the_same_from_memory_and_when_memory_is_full(
 ) -> None:
     vectors, queries = clustered(1, 60, 8, 6)
     shard = Shard(Plan.read(make(tmp_path, vectors, shop(60), [20, 40], Design(kind="flat", dim=8))))
-    found, rows = (
-        shard.search(queries, 7),
-        [*zip(*(shop(60)[n].to_pylist() for n in ("item_id", "title", "fields")), strict=True)],
-    )
+    found = shard.search(queries, 7)
+    rows = [*zip(*(shop(60)[n].to_pylist() for n in ("item_id", "title", "fields")), strict=True)]
     for kept in (20_000, 20_000, 3, 3):
         monkeypatch.setattr("askew.shards.KEPT_SHOWN", kept)
         told = [[(hit["item_id"], hit["title"], hit["fields"]) for hit in hits] for hits in shard.hits(found)]

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import faiss as _faiss
 import numpy as np
@@ -20,6 +20,9 @@ from pydantic import Field, model_validator
 
 from askew.config import Settings
 from askew.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from askew.rough import Rough
 
 faiss: Any = _faiss  # its stubs are of an older version
 
@@ -134,7 +137,7 @@ class Index:
     def __init__(self, design: Design, index: Any) -> None:
         self.design, self._index = design, index
         self._gpu: Any = None
-        self._rough: Any = None
+        self._rough: Rough | None = None
         if design.kind in REFINED:  # query by query: few of a batch look into the same of many lists
             faiss.downcast_index(faiss.extract_index_ivf(index)).implem = 10
         faiss.cvar.distance_compute_blas_threshold = BLAS_FROM_BATCH * design.dim

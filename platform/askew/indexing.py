@@ -55,8 +55,6 @@ def index(settings: IndexSettings) -> dict[str, Any]:
     """Build the index of a model version, and note its place on the version."""
     places = {"root": settings.root.absolute(), "triplets": settings.triplets.absolute()}  # for other processes
     settings = settings.model_copy(update=places)
-    if settings.device == "cuda":
-        datasets.check_gpus(settings.num_workers, "device=cpu")
     registry = Registry(settings.tracking_uri)
     version = registry.resolve(settings.model, settings.version)
     model = registry.download(version, settings.root)
@@ -68,6 +66,8 @@ def index(settings: IndexSettings) -> dict[str, Any]:
         manifest, skipped = artifacts.read(folder, "index"), True
     except ArtifactError:
         skipped = False
+        if settings.device == "cuda":
+            datasets.check_gpus(settings.num_workers, "device=cpu")
         with artifacts.draft(settings.root, "index", content, inputs, resume=True) as draft:
             Build(settings, model, triplets, draft).run()
         manifest = artifacts.read(folder, "index", verify=False)

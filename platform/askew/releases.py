@@ -10,10 +10,11 @@ from askew.errors import ArtifactError, ConfigError
 from askew.messages import Release as Told
 from askew.messages import Served
 from askew.segments import Plan
+from askew.versions import INDEX as INDEX
 from askew.versions import MODEL_KEY, Version
 
-# a version's tags: its index's folder and release identity, and what is set by who promotes it
-INDEX, RELEASE, FORCE, BY = "askew.index", "askew.release", "askew.force", "askew.promoted_by"
+# more of a version's tags: its index's release identity, and what is set by who promotes it
+RELEASE, FORCE, BY = "askew.release", "askew.force", "askew.promoted_by"
 
 
 class Release(Settings):

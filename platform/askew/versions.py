@@ -5,7 +5,7 @@ from pathlib import Path
 from askew.config import Settings
 from askew.errors import ArtifactError
 
-MODEL_KEY = "askew.model_key"
+MODEL_KEY, INDEX = "askew.model_key", "askew.index"  # tags: what identifies its files, and its index's folder
 
 
 class Version(Settings):
@@ -21,6 +21,6 @@ class Version(Settings):
     @property
     def index(self) -> Path:
         """The folder of the index that was built by it. Raises ArtifactError when there is none."""
-        if (folder := self.tags.get("askew.index")) is None:
+        if (folder := self.tags.get(INDEX)) is None:
             raise ArtifactError(f"an index of {self.name} version {self.version}", "none", "run the index stage")
         return Path(folder)
