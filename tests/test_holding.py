@@ -6,6 +6,7 @@ import threading
 import weakref
 from typing import Any
 
+import psutil
 import pytest
 from tests.fakes import FakeSwitch, release
 
@@ -151,6 +152,31 @@ def test_what_has_gone_is_in_memory_no_more(monkeypatch: pytest.MonkeyPatch) -> 
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def test_what_has_gone_is_given_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "GRACE_S", 0.05)
+    kept: list[bytes] = []
+
+    def load(one: Release) -> list[bytes]:
+        pieces = [bytes(2000) for _ in range(100_000)]
+        kept.append(bytes(2001))  # comes to lie behind them, so that the allocator keeps the memory to itself
+        return pieces
+
+    def held() -> int:
+        return psutil.Process().memory_info().rss
+
+    async def scenario() -> None:
+        switch = FakeSwitch(OLD, NEW)
+        one: Holder[Any] = holder(switch, load)
+        await one.start()
+        await until(lambda: NEW.key in one)
+        before = held()
+        switch.releases = [OLD]
+        await until(lambda: held() < before - 150e6)
+
+    asyncio.run(scenario())
+    gc.unfreeze()
 
 
 def test_what_cannot_be_loaded_is_told_and_tried_again_when_it_is_told_again() -> None:

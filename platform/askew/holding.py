@@ -9,10 +9,12 @@ loaded, or of who decides.
 import asyncio
 import atexit
 import contextvars
+import ctypes
 import gc
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from askew import telemetry
@@ -37,6 +39,7 @@ class Holder(Generic[H]):
         """Take what kind of replica it is, what loads a release, and what takes its reports and tells orders."""
         self._kind, self._load, self._report, self._every_s = kind, load, report, every_s
         self._id = uuid.uuid4().hex
+        self._thread = ThreadPoolExecutor(1, "load")  # one, for each has an arena, which keeps what is freed
         self._held: dict[str, H] = {}
         self._told: list[Release] = []
         self._failed: dict[str, str] = {}
@@ -120,7 +123,8 @@ class Holder(Generic[H]):
             if one.key in self._held or one.key in self._failed:
                 continue
             try:
-                self._held[one.key] = await asyncio.to_thread(self._load, one)
+                loading = asyncio.get_running_loop().run_in_executor(self._thread, self._load, one)
+                self._held[one.key] = await loading
                 telemetry.log.info("release %s is in memory", one.key)
             except Exception as error:
                 self._failed[one.key] = f"{type(error).__name__}: {error}"
@@ -133,4 +137,11 @@ class Holder(Generic[H]):
             if now - self._leaving.setdefault(key, now) > GRACE_S:
                 del self._held[key], self._leaving[key]
                 gc.collect()  # in a process this large Python looks so seldom that releases would pile up
+                self._thread.submit(give_back)
                 telemetry.log.info("release %s was let go of", key)
+
+
+def give_back() -> None:
+    """Return to the system what is free, which glibc keeps for the next release, scattered as it is."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
