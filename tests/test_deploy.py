@@ -390,7 +390,7 @@ def test_the_environment_is_what_the_config_for_clusters_asks_for() -> None:
     found = re.findall(r'\b(RAY_SERVE_\w+)=(?:"([^"]*)"|(\S+))', text)
     asked = {name: quoted or plain for name, quoted, plain in found}
     told = named("ConfigMap", "askew-settings")["data"]
-    assert len(asked) == 4
+    assert len(asked) == 5
     assert {name: value for name, value in told.items() if name.startswith("RAY_SERVE_")} == asked
 
 

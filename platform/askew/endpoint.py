@@ -158,6 +158,8 @@ def endpoint(searcher: Searcher, hook_secret: str = "", keys: Keys | None = None
             raise UnavailableError(f"{found.answered} of {found.release.shards} shards answer")
         return {"status": "ready"}
 
+    # Serve looks up the route of each request, from the first on
+    app.router.routes.sort(key=lambda one: getattr(one, "path", "") not in routes)
     return app
 
 
