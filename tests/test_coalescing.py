@@ -65,6 +65,25 @@ def test_beside_a_call_another_goes_with_company_alone() -> None:
     run(scenario)
 
 
+def test_beside_a_large_call_as_many_go_as_were_asked_in_it() -> None:
+    server = Server(takes_s=0.2)
+
+    async def scenario() -> None:
+        coalescer = Coalescer(server, max_calls=2, min_batch=2, max_wait_s=9)
+        asked = [asyncio.ensure_future(coalescer.ask(n)) for n in range(7)]
+        await asyncio.sleep(0.3)
+        assert server.batches == [[0], [1, 2], [3, 4, 5, 6]]  # the last of them is under way
+        asked += [asyncio.ensure_future(coalescer.ask(n)) for n in (7, 8, 9)]
+        await asyncio.sleep(0.02)
+        assert len(server.batches) == 3
+        asked.append(asyncio.ensure_future(coalescer.ask(10)))
+        await asyncio.sleep(0.02)
+        assert server.batches[3:] == [[7, 8, 9, 10]]
+        assert await asyncio.gather(*asked) == [2 * n for n in range(11)]
+
+    run(scenario)
+
+
 def test_who_has_waited_for_company_long_enough_goes_without() -> None:
     server = Server(takes_s=0.5)
 

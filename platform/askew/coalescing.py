@@ -23,8 +23,9 @@ class FullError(Exception):
 class Coalescer(Generic[Q, A]):
     """Asks questions in batches, of which at most `max_calls` are under way.
 
-    While one is, the next goes as soon as `min_batch` questions wait, or the first of them has for `max_wait_s`;
-    while none is, a question that is alone goes at once, and several when the first has waited for `gather_s`.
+    While one is, the next goes as soon as as many questions wait as were asked in it, at least `min_batch`, or the
+    first of them has waited for `max_wait_s`: so those of many who ask without a pause go in two halves. While none
+    is, a question that is alone goes at once, and several when the first has waited for `gather_s`.
     `work` answers a batch in its order. If it fails on a batch, each of its questions is asked again alone, so
     that one that is poisonous fails alone, unless the error is one of `common`, which says nothing of them.
     """
@@ -45,7 +46,7 @@ class Coalescer(Generic[Q, A]):
         self._max_batch, self._max_calls, self._max_waiting = max_batch, max_calls, max_waiting
         self._min_batch, self._max_wait_s, self._gather_s = min(min_batch, max_batch), max_wait_s, gather_s
         self._waiting: deque[tuple[Q, asyncio.Future[A], float]] = deque()  # and since when
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[asyncio.Task[None], int] = {}  # of how many questions each
         self._alarm: tuple[float, asyncio.TimerHandle] | None = None  # when it rings
 
     @property
@@ -81,12 +82,13 @@ class Coalescer(Generic[Q, A]):
         loop = asyncio.get_running_loop()
         while self._waiting and len(self._calls) < self._max_calls:
             due = self._waiting[0][2] + self._patience_s()
-            if len(self._waiting) < self._min_batch and due > loop.time():
+            enough = max([self._min_batch, *self._calls.values()])
+            if len(self._waiting) < enough and due > loop.time():
                 self._wake(due)
                 return
             batch = [self._waiting.popleft()[:2] for _ in range(min(len(self._waiting), self._max_batch))]
             call = loop.create_task(self._call(batch), context=contextvars.Context())
-            self._calls.add(call)
+            self._calls[call] = len(batch)
             call.add_done_callback(self._ended)
 
     def _patience_s(self) -> float:
@@ -107,7 +109,7 @@ class Coalescer(Generic[Q, A]):
         self._start()
 
     def _ended(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
+        del self._calls[call]
         self._start()
 
     async def _call(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:

@@ -43,7 +43,7 @@ class SearchSettings(Settings):
     timeout_s: float = Field(default=2.0, gt=0)  # past it, what the other shards have is a degraded answer
     max_batch: int = Field(default=64, ge=1)  # queries that the ingress sends on together
     max_calls: int = Field(default=2, ge=1)  # such batches under way at once, from each of its replicas
-    min_batch: int = Field(default=16, ge=1)  # beside one that is under way, the next goes with so many,
+    min_batch: int = Field(default=16, ge=1)  # beside one under way the next goes with so many, or as many,
     max_wait_ms: float = Field(default=20, ge=0)  # or once a query has waited so long for them;
     gather_ms: float = Field(default=4, ge=0)  # beside none, one query goes at once, and several after so long
     max_waiting: int = Field(default=256, ge=1)  # queries that wait there; further ones get a 503
