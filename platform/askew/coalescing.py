@@ -23,9 +23,9 @@ class FullError(Exception):
 class Coalescer(Generic[Q, A]):
     """Asks questions in batches, of which at most `max_calls` are under way.
 
-    While one is, the next goes as soon as as many questions wait as were asked in it, at least `min_batch`, or the
-    first of them has waited for `max_wait_s`: so those of many who ask without a pause go in two halves. While none
-    is, a question that is alone goes at once, and several when the first has waited for `gather_s`.
+    While one is, the next goes when as many questions wait as were asked in it, `min_batch` at least, or when the
+    first of them has waited for `max_wait_s`; so many who ask without a pause are answered in two halves. While
+    none is, a question that is alone goes at once, and several when the first has waited for `gather_s`.
     `work` answers a batch in its order. If it fails on a batch, each of its questions is asked again alone, so
     that one that is poisonous fails alone, unless the error is one of `common`, which says nothing of them.
     """
