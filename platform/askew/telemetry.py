@@ -73,10 +73,10 @@ def escape() -> None:
     Without an access log none is made: Serve makes a record of each request and drops it in the end, and so of
     what Serve itself says only warnings are left.
     """
-    access = logging.makeLogRecord({"serve_access_log": True})
-    if serve.handlers and not any(one.filter(access) for one in serve.handlers):
-        log.setLevel(serve.getEffectiveLevel())
-        serve.setLevel(max(serve.getEffectiveLevel(), logging.WARNING))
+    access, level = logging.makeLogRecord({"serve_access_log": True}), serve.getEffectiveLevel()
+    if level < logging.WARNING and serve.handlers and not any(one.filter(access) for one in serve.handlers):
+        log.setLevel(level)
+        serve.setLevel(logging.WARNING)
     for one in (serve, *serve.handlers):
         if not any(isinstance(known, Escaping) for known in one.filters):
             one.addFilter(Escaping())
