@@ -387,7 +387,7 @@ def open_loop(server: Server, rate: float, how: Extent, idle: float) -> dict[str
     found = window(server, Load(server.url, load.queries(), MANY, rate, k=K), how, idle)
     counts = f"{found['ok']:,} of {found['requests']:,} answered"
     say(f"{server.name} at {rate:,.0f} a second: {counts}, p50 {found.get('p50')} ms, p99 {found.get('p99')} ms")
-    tail = {"p99_over_p50": round(found["p99"] / found["p50"], 2)} if "p50" in found else {}
+    tail = {"p99_over_p50": found["p99"] / found["p50"]} if "p50" in found else {}
     return {"rate": round(rate, 1), **found, **tail}
 
 

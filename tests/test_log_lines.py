@@ -37,15 +37,17 @@ def logging_to(folder: Path, **how: Any) -> Iterator[None]:
         component_name="ingress", component_id="1", logging_config=config, max_bytes=1 << 20, backup_count=1
     )
     telemetry.escape()
-    yield
-    for one in serve.handlers:
-        target = getattr(one, "target", None)
-        one.close()
-        if target:
-            target.close()
-    serve.handlers[:], serve.level, serve.propagate, log.level = before
-    for known in [one for one in serve.filters if isinstance(one, telemetry.Escaping)]:
-        serve.removeFilter(known)
+    try:
+        yield
+    finally:
+        for one in serve.handlers:
+            target = getattr(one, "target", None)
+            one.close()
+            if target:
+                target.close()
+        serve.handlers[:], serve.level, serve.propagate, log.level = before
+        for known in [one for one in serve.filters if isinstance(one, telemetry.Escaping)]:
+            serve.removeFilter(known)
 
 
 def written(folder: Path) -> str:

@@ -56,7 +56,7 @@ RULES = r"\n    ".join((  # for every request
     # Serve has a line of each sent to a port where nobody listens
     "http-request set-log-level silent",
     # a search ends by itself, in time: Serve need not watch in a second task for who hangs up, or for a timeout
-    "acl searches path_end /search /search/batch /similar",
+    f"acl searches path_end {' '.join(refusals.SEARCHES)}",
     "http-request set-header x-request-disconnect-disabled ?1 if searches",
     "http-request set-header x-request-timeout-seconds 0 if searches",
 ))  # fmt: skip
