@@ -281,6 +281,29 @@ def test_without_one_shard_the_others_answer(trouble: dict[str, Any]) -> None:
     assert ask(shard(*LEFT), shard(*RIGHT, **trouble), timeout_s=1) == (["a", "c"], 1)
 
 
+def test_the_first_search_need_not_look_for_who_answers_it() -> None:
+    def found_slowly(one: Any) -> Any:
+        find = one.address.remote
+
+        async def address() -> Any:
+            await asyncio.sleep(1)
+            return await find()
+
+        one.address.remote = address
+        return one
+
+    parts = (found_slowly(shard(*LEFT)), found_slowly(shard(*RIGHT)))
+    assert ask(*parts, encoder=found_slowly(encoder()), timeout_s=0.5) == (["a", "b", "c"], 2)
+
+
+def test_an_ingress_starts_though_nobody_is_found() -> None:
+    async def address() -> Any:
+        raise RuntimeError("none is up")
+
+    nobody = handle(address=address)
+    assert ask(shard(*LEFT), nobody) == (["a", "c"], 1)
+
+
 def test_no_shard_is_no_answer() -> None:
     with pytest.raises(UnavailableError, match="no shard answered"):
         ask(shard(dies=True), shard(after_s=99), timeout_s=0.5)

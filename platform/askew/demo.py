@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from askew import __version__, artifacts, following, local, published
+from askew import __version__, artifacts, deploying, following, local, published
 from askew.errors import ArtifactError, AskewError, DataError, MachineError, RegistryError, StageError
 from askew.preflight import LEAST_DISK_GIB, LEAST_MEMORY_GIB
 from askew.registry import Registry
@@ -108,6 +108,7 @@ class Demo:
                 local.deploy(self.stack, ROOT / "serve_configs" / "demo.yaml", f"{time.time():.0f}", args)
                 self._remember("deploy", args)
             live = _await_release(self.stack, version)
+            deploying.await_ready(self.stack.endpoint)
         assert live is not None
         self._say("deploy", {"rows": live["items"]}, time.monotonic() - started, done_before)
         self.stages["deploy"]["shards"] = live["shards"]

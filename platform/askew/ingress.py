@@ -72,7 +72,7 @@ class Ingress:
         items: DeploymentHandle,
         *shards: DeploymentHandle,
     ) -> None:
-        """Take the deployments' handles, and wait until the release that is live can be searched."""
+        """Take the deployments' handles, and wait until the release that is live can be searched in time."""
         self._settings = settings_ = IngressSettings.model_validate(settings)
         warn = functools.partial(telemetry.warner.warn, "keys")
         self._keys = None if settings_.keys is None else Keys(settings_.keys, warn)
@@ -83,9 +83,9 @@ class Ingress:
             return {"hedge_after_s": None if after_ms is None else after_ms / 1000, "on_hedge": told}
 
         self._items, self._seen = items, dict[str, Seen]()
-        replicas = [Replicas(shard.address.remote) for shard in shards]
+        replicas, encoders = [Replicas(shard.address.remote) for shard in shards], Replicas(encoder.address.remote)
         self._parts = Parts(
-            encode=Caller(Replicas(encoder.address.remote).method("encode"), again=again, **hedged("encoder")),
+            encode=Caller(encoders.method("encode"), again=again, **hedged("encoder")),
             explain=Caller(_by_handle(items.explain)),
             search=[
                 Caller(one.method("search"), again=again, **hedged(f"shard-{number}"))
@@ -101,6 +101,7 @@ class Ingress:
         self._look = Caller(the_switch.method("look"))
         self._holder = Holder("ingress", self._opened, the_switch.method("report"), settings_.report_every_s)
         await self._holder.start()
+        await asyncio.gather(*(one.find() for one in (encoders, *replicas)))
         self._live = self._holder[self._holder.orders["serve"]]
         self._holder.seen = self._told
 

@@ -64,6 +64,11 @@ class Replicas:
 
         return call
 
+    async def find(self) -> None:
+        """Find one of them before anything is asked of it: the first time takes long. Nothing is raised."""
+        with contextlib.suppress(Exception):
+            await asyncio.shield(self._look())
+
     async def _connection(self) -> Connection:
         live = [one for one in self._connections.values() if not one.closed]
         if not live or asyncio.get_running_loop().time() - self._looked >= self._every_s:
