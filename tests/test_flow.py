@@ -227,13 +227,17 @@ def test_what_is_measured_can_be_scraped(stack: local.Stack) -> None:
     [found] = json.loads((stack.temporary / "prom_metrics_service_discovery.json").read_bytes())
     measured = {name for name in vars(telemetry) if isinstance(getattr(telemetry, name), Metric)}
     measured -= {"HEDGED", "MISSED", "PROXY_RESTARTS"}  # there is nothing of these yet
+    alerts = (ROOT / "serve_configs" / "alerts.yaml").read_text(encoding="utf-8")
+    name, routes = re.search(r'(ray_serve_\w+){deployment="ingress",route=~"([^"]+)"}', alerts).groups()
 
     def scraped() -> bool:
         pages = ""
         for target in found["targets"]:
             with suppress(httpx.ConnectError):  # of some of Ray's own parts, which may not be there
                 pages += httpx.get(f"http://{target}/metrics", timeout=30).text
-        return all(f"ray_{getattr(telemetry, name)._name}" in pages for name in measured)
+        serves = re.findall(rf'^{name}{{.*deployment="ingress",.*route="([^"]*)"', pages, re.MULTILINE)
+        own = all(f"ray_{getattr(telemetry, one)._name}" in pages for one in measured)
+        return own and "/search" in [route for route in serves if re.fullmatch(routes, route)]
 
     until(scraped, "metrics of the endpoint", 60)
 

@@ -180,7 +180,6 @@ class Ingress:
         outcome = "degraded" if degraded else "cached" if "cached" in answer.took else "full"
         telemetry.add(telemetry.SEARCHES, 1, outcome=outcome)
         seen.ms.append((done := time.perf_counter(), ms := 1000 * (done - started)))
-        telemetry.SEARCH_MS.observe(ms, {"part": "all"})
         if ask.query and outcome == "full" and ask.image_weight is None:
             self._compare(live, ask, answer, ms)
         return answer

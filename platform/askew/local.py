@@ -53,7 +53,7 @@ done
 exec {binary} "$@"
 """
 RULES = r"\n    ".join((  # for every request
-    # Serve has a line of each sent to a port where nobody listens
+    # Serve has a line of each read by Python, and one sent where nobody listens; HAProxy's own metrics count them
     "http-request set-log-level silent",
     # a search ends by itself, in time: Serve need not watch in a second task for who hangs up, or for a timeout
     f"acl searches path_end {' '.join(refusals.SEARCHES)}",
@@ -143,7 +143,7 @@ class Stack(Settings):
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_SERVE_HAPROXY_TCP_NODELAY": "0",  # an answer in one piece, where its head and body come as two
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # askew's own tell what is answered; yet it takes the port
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "1",  # or replicas time each request once more; see RULES
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),

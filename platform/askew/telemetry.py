@@ -20,8 +20,8 @@ ATTRIBUTES = ("request_id", "route")  # of a record: what Serve takes from a req
 serve = logging.getLogger("ray.serve")  # written as text or as JSON, with the replica and the request's id
 log = serve.getChild("askew")
 
-SEARCH_MS = Histogram(
-    "askew_search_ms", "Milliseconds of a search and of its parts", boundaries=MS, tag_keys=("part",)
+SEARCH_MS = Histogram(  # of all of a search Serve has one; Ray's agent adds what is observed up one by one
+    "askew_search_ms", "Milliseconds of the parts of searches", boundaries=MS, tag_keys=("part",)
 )
 SEARCHES = Counter("askew_searches", "Searches by how they ended", tag_keys=("outcome",))
 BATCH = Histogram("askew_batch", "Searches that went on together", boundaries=SIZES)
