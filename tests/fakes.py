@@ -13,15 +13,17 @@ from typing import Any
 
 import pyarrow as pa
 import uvicorn
+from pydantic_core import to_json
 
 from askew import endpoint, messages, refusals
 from askew.endpoint import Answer, Ask
+from askew.hits import Hit
 from askew.keys import Keys
 from askew.releases import Release
 from askew.wire import Listener
 
 SCHEMA = pa.schema([("item_id", pa.string()), ("fields", pa.struct([("colour", pa.string())]))])
-HIT = {"item_id": "7", "score": 0.5, "title": "Red mug", "fields": {"price": 4, "tags": ["mug"]}}
+HIT: dict[str, Any] = {"item_id": "7", "score": 0.5, "title": "Red mug", "fields": {"price": 4, "tags": ["mug"]}}
 ITEM = {"item_id": "7", "title": "Red mug", "fields": {"price": 4}, "has_image": True}
 PHOTOS = {
     "jpeg": b"\xff\xd8\xff\xe0rest",
@@ -101,7 +103,10 @@ class FakeSearcher:
         self.asks.append(ask)
         if self.error:
             raise self.error
-        hit = {**HIT, "explanation": EXPLANATION} if ask.explain else HIT
+        content = to_json({name: value for name, value in HIT.items() if name != "score"})
+        hit: Mapping[str, Any] = Hit(HIT["item_id"], content, HIT["score"])
+        if ask.explain:
+            hit = {**hit, "explanation": EXPLANATION}
         missing = 0.25 * (2 - self.answered)
         return Answer(
             [hit], self.answered, {"waiting": 0.1, "encoding": 0.2, "searching": 0.3004}, self.release, missing

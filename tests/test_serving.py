@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +22,7 @@ from ray.util.metrics import Counter, Gauge, Histogram, Metric
 from tests.fakes import FakeSwitch, deployed, handle, release, run
 
 from askew import artifacts, keys, segments, telemetry
-from askew.deployments import ShardServer
+from askew.deployments import NICENESS, ShardServer
 from askew.endpoint import Ask
 from askew.errors import ArtifactError, ConfigError, DataError
 from askew.hits import Packed, packed, shown
@@ -32,15 +34,16 @@ from askew.releases import Release, find
 from askew.searching import WEIGHED
 from askew.segments import Plan
 from askew.serving import Scaling, ServingSettings, build
-from askew.shards import streamed
+from askew.shards import Found, Shard, streamed
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> Path:
     with artifacts.draft(tmp_path, "index", {}, {"model": "m" * 64, "triplets": "t"}) as draft:
         for n in range(2):
-            ids = pa.table({"item_id": [f"i{n}{m}" for m in range(5)]})
-            segments.write(draft.folder / f"segment-{n}", np.ones((5, 2), np.float32), ids, None, "r" * 64)
+            ids = [f"i{n}{m}" for m in range(5)]
+            items = pa.table({"item_id": ids, "title": ids, "fields": [{"price": 1.0}] * 5})
+            segments.write(draft.folder / f"segment-{n}", np.ones((5, 2), np.float32), items, None, "r" * 64)
         segments.tell(draft, ["segment-0", "segment-1"])
     return artifacts.place(tmp_path, "index", artifacts.key("index", {}, {"model": "m" * 64, "triplets": "t"}))
 
@@ -644,6 +647,24 @@ def test_over_real_shards_filters_likeness_and_items(tmp_path: Path) -> None:
     [like, gone] = all_at_once(ingress, Ask(like="i07", k=1), Ask(like="i08"))
     assert [hit["item_id"] for hit in like.hits] == ["i00"]
     assert isinstance(gone, MissingError)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has a niceness of its own on Linux alone")
+def test_every_item_is_scored_behind_what_is_answered(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    niceness = dict[bool, int]()
+    search = Shard.search
+
+    def noted(*what: Any, exact: bool = False, **how: Any) -> Found:
+        niceness[exact] = os.getpriority(os.PRIO_PROCESS, 0)  # of this thread
+        return search(*what, exact=exact, **how)
+
+    monkeypatch.setattr(Shard, "search", noted)
+    one = release(Plan.read(index).schema, (5, 5), index=str(index), identity="r" * 64)
+    server = deployed(ShardServer, FakeSwitch(one), 0.02, 0, 2, 0.5)
+    vector, own = np.ones((1, 2), np.float32), os.getpriority(os.PRIO_PROCESS, 0)
+    _, [answered] = run(server.search(one.key, vector, 3, [""], [""]))
+    assert run(server.exact(one.key, vector, 3, ""))["ids"] == answered["ids"]
+    assert niceness == {False: own, True: max(own, NICENESS)}
 
 
 async def until(true: Any) -> None:

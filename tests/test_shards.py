@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -161,6 +162,17 @@ def test_hits_of_a_catalogue_without_fields_have_none() -> None:
     items = pa.table({"item_id": ["a"], "title": ["A"], "fields": pa.nulls(1, pa.struct([("none", pa.null())]))})
     answer = packed(shown(items), np.array([0.5], np.float32), np.zeros(1, np.int64), 2)
     assert merge([answer], 3) == [[{"item_id": "a", "title": "A", "fields": {}, "score": 0.5}], []]
+
+
+def test_a_hit_is_the_json_that_its_shard_wrote() -> None:
+    row = {"item_id": 'a "1"', "title": "größe 👍🏽\n\\", "fields": {"price": 1e-7, "tags": ["x", None], "new": True}}
+    scores = np.array([0.5, -1e-7], np.float32)
+    items = shown(pa.Table.from_pylist([row, {**row, "item_id": "b"}]))
+    [[first, second]] = merge([packed(items, scores, np.zeros(2, np.int64), 1)], 2)
+    assert json.loads(first.json) == first == {**row, "score": 0.5}
+    assert json.loads(second.json) == second == {**row, "item_id": "b", "score": float(scores[1])}
+    assert (len(first), [*first], first["fields"]) == (4, ["item_id", "title", "fields", "score"], row["fields"])
+    assert repr(first) == repr({**row, "score": 0.5})
 
 
 def test_what_is_shown_is_the_same_from_memory_and_when_memory_is_full(

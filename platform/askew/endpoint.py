@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from askew import admission, hooks, page, refusals
 from askew.filters import Filter
+from askew.hits import Hit
 from askew.keys import Keys
 from askew.messages import (
     MAX_ID,
@@ -67,7 +68,7 @@ class Ask:
 class Answer(NamedTuple):
     """The hits, best first, how many shards answered, the milliseconds of its parts, and what share is missing."""
 
-    hits: list[dict[str, Any]]
+    hits: Sequence[Mapping[str, Any]]
     answered: int
     took: Mapping[str, float]
     release: Release
@@ -164,14 +165,14 @@ def endpoint(searcher: Searcher, hook_secret: str = "", keys: Keys | None = None
 
 
 class Route(NamedTuple):
-    """What answers the requests of a path: its body's model, and the answer to a body."""
+    """What answers the requests of a path: its body's model, and the answer to a body, as JSON."""
 
     body: type[BaseModel]
-    answer: Callable[[Any, Request], Awaitable[dict[str, Any]]]
+    answer: Callable[[Any, Request], Awaitable[bytes]]
 
 
 class Direct:
-    """Answers what is asked most before FastAPI's routing: Pydantic reads the body and writes the answer.
+    """Answers what is asked most before FastAPI's routing: Pydantic reads the body.
 
     FastAPI has the same paths for its pages of documentation alone.
     """
@@ -200,18 +201,18 @@ class Direct:
             raise RequestValidationError([
                 {**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)
             ]) from None  # fmt: skip
-        return Response(to_json(await route.answer(wanted, http)), media_type="application/json")
+        return Response(await route.answer(wanted, http), media_type="application/json")
 
 
 def _searches(app: FastAPI, routes: dict[str, Route], searcher: Searcher) -> None:
-    async def answered(wanted: Wanted, ask: Ask) -> dict[str, Any]:
+    async def answered(wanted: Wanted, ask: Ask) -> bytes:
         started = time.perf_counter()
         found = await searcher.search(ask)
         release = found.release
         if wanted.require_full and found.answered < release.shards:
             raise UnavailableError(f"{found.answered} of {release.shards} shards answered, and all were required")
-        return {
-            "hits": [_shown(hit, wanted) for hit in found.hits if _reaches(hit, wanted)],
+        hits = [_shown(hit, wanted) for hit in found.hits if _reaches(hit, wanted)]
+        about = to_json({
             "model": release.model,
             "took_ms": round(1000 * (time.perf_counter() - started), 3),
             "took": {part: round(ms, 3) for part, ms in found.took.items()},
@@ -220,19 +221,20 @@ def _searches(app: FastAPI, routes: dict[str, Route], searcher: Searcher) -> Non
             },
             "degraded": found.answered < release.shards,
             "request_id": ask.request_id,
-        }  # fmt: skip
+        })  # fmt: skip
+        return b'{"hits":[%b],%b' % (b",".join(hits), about[1:])
 
-    async def search(request: SearchRequest, http: Request) -> dict[str, Any]:
+    async def search(request: SearchRequest, http: Request) -> bytes:
         """Find the products that fit a query best."""
         return await answered(request, _of_text(request, http))
 
-    async def search_batch(request: BatchRequest, http: Request) -> dict[str, Any]:
+    async def search_batch(request: BatchRequest, http: Request) -> bytes:
         """Find the products that fit each of several queries best."""
         admission.owe(http.scope, len(request.searches) - 1)
         each = [answered(one, _of_text(one, http)) for one in request.searches]
-        return {"answers": await asyncio.gather(*each)}
+        return b'{"answers":[%b]}' % b",".join(await asyncio.gather(*each))
 
-    async def similar(request: SimilarRequest, http: Request) -> dict[str, Any]:
+    async def similar(request: SimilarRequest, http: Request) -> bytes:
         """Find the products that are most like one."""
         return await answered(request, _ask(request, http, like=request.item_id))
 
@@ -299,7 +301,9 @@ def _reaches(hit: Mapping[str, Any], wanted: Wanted) -> bool:
     return wanted.min_score is None or bool(hit["score"] >= wanted.min_score)
 
 
-def _shown(hit: Mapping[str, Any], wanted: Wanted) -> Mapping[str, Any]:
-    if wanted.fields is None:
-        return hit
-    return {**hit, "fields": {name: value for name, value in hit["fields"].items() if name in wanted.fields}}
+def _shown(hit: Mapping[str, Any], wanted: Wanted) -> bytes:
+    """A hit as JSON, with those alone of its item's fields that are wanted."""
+    if wanted.fields is not None:
+        fields = {name: value for name, value in hit["fields"].items() if name in wanted.fields}
+        return to_json({**hit, "fields": fields})
+    return hit.json if isinstance(hit, Hit) else to_json(hit)

@@ -1,30 +1,60 @@
 """Hits: what a shard found, as it is sent, and what all of them found together.
 
-An item goes as bytes of MessagePack: a shard makes them once, and of all that is sent the best alone are read.
+An item is the same JSON all the way from a shard, which writes it once, to who asked: nobody between need read it.
 Knows nothing of indexes.
 Shapes: H hits.
 """
 
 import itertools
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgpack
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic_core import from_json, to_json
 
 # queries: how many were asked; query, score: (H,) of each hit; ids, shown: those of its item
 Packed = dict[str, Any]
-ARRAY = struct.Struct(">BI")  # how MessagePack begins an array: 0xDD, and of how many
 
 
 class Shown(NamedTuple):
-    """An item as it is shown: its id, and all of it as bytes."""
+    """An item as it is shown: its id, and all of it as a JSON object."""
 
     item_id: str
     content: bytes
+
+
+class Hit(Mapping[str, Any]):
+    """An item that was found: what is shown of it, read when more of it is asked for than its id, and its score."""
+
+    __slots__ = ("_content", "_read", "item_id", "score")
+
+    def __init__(self, item_id: str, content: bytes, score: float) -> None:
+        self.item_id, self.score = item_id, score
+        self._content, self._read = content, dict[str, Any]()
+
+    @property
+    def json(self) -> bytes:
+        """All of it as a JSON object."""
+        return b'%b,"score":%a}' % (self._content[:-1], self.score)
+
+    @property
+    def _whole(self) -> dict[str, Any]:
+        self._read = self._read or {**from_json(self._content), "score": self.score}
+        return self._read
+
+    def __getitem__(self, name: str) -> Any:
+        return self.item_id if name == "item_id" else self._whole[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole)
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def __repr__(self) -> str:
+        return repr(self._whole)
 
 
 def shown(items: pa.Table) -> list[Shown]:
@@ -34,7 +64,7 @@ def shown(items: pa.Table) -> list[Shown]:
     rows = items.to_pylist()
     for row in rows:
         row |= {name: {field: (row[name] or {}).get(field) for field in fields} for name, fields in typed.items()}
-    return [Shown(row["item_id"], msgpack.packb(row)) for row in rows]
+    return [Shown(row["item_id"], to_json(row)) for row in rows]
 
 
 def packed(
@@ -45,18 +75,16 @@ def packed(
     return {"queries": num_queries, "query": query, "score": scores, "ids": ids, "shown": contents}
 
 
-def merge(answers: Sequence[Packed], k: int) -> list[list[dict[str, Any]]]:
+def merge(answers: Sequence[Packed], k: int) -> list[list[Hit]]:
     """Merge answers to each query's k best hits, equal scores by item id; of an item twice, the better."""
-    hits: list[list[dict[str, Any]]] = [[] for _ in range(answers[0]["queries"])]
+    hits: list[list[Hit]] = [[] for _ in range(answers[0]["queries"])]
     query, score = (np.concatenate([answer[name] for answer in answers]) for name in ("query", "score"))
     if not len(query) or not k:
         return hits
     ids, contents = ([*itertools.chain(*(answer[name] for answer in answers))] for name in ("ids", "shown"))
     kept = _first(_best_first(query, score, ids), query, ids, k)
-    read = msgpack.unpackb(ARRAY.pack(0xDD, len(kept)) + b"".join([contents[place] for place in kept]))
-    for of, hit, value in zip(query[kept].tolist(), read, score[kept].tolist(), strict=True):
-        hit["score"] = value
-        hits[of].append(hit)
+    for place, of, value in zip(kept, query[kept].tolist(), score[kept].tolist(), strict=True):
+        hits[of].append(Hit(ids[place], contents[place], value))
     return hits
 
 

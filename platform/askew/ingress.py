@@ -191,7 +191,7 @@ class Ingress:
         if key and key != live.release.key and key in self._holder:
             shadow = self._holder[key]
 
-            async def hits() -> list[dict[str, Any]]:
+            async def hits() -> Sequence[Mapping[str, Any]]:
                 return (await shadow.search(ask)).hits
 
             self._shadows.setdefault(key, Comparison("shadow", self._settings.shadow_share)).offer(

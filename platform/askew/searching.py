@@ -25,7 +25,7 @@ from askew.calls import AwayError, Caller
 from askew.coalescing import Coalescer, FullError
 from askew.config import Settings
 from askew.endpoint import Answer, Ask
-from askew.hits import Packed, merge
+from askew.hits import Hit, Packed, merge
 from askew.refusals import MissingError, UnavailableError
 from askew.releases import Release
 from askew.shards import records
@@ -124,11 +124,12 @@ class Search:
                 vector = (await self.found(ask.like))[1] if ask.like else None
                 wider = ask if ask.image_weight is None else replace(ask, k=WEIGHED)
                 answer, change = await self._together.ask(Question(wider, where, vector, get_current()))
-                hits = [hit for hit in answer.hits if hit["item_id"] != ask.like][: wider.k]
+                hits: Sequence[Mapping[str, Any]] = [hit for hit in answer.hits if hit["item_id"] != ask.like]
+                hits = hits[: wider.k]
                 if ask.image_weight is not None:
                     hits = weighed(await self._explained(ask.query, hits), ask.image_weight)[: ask.k]
                 elif ask.explain:
-                    hits = await self._explained(ask.query, hits[:EXPLAINED]) + hits[EXPLAINED:]
+                    hits = [*await self._explained(ask.query, hits[:EXPLAINED]), *hits[EXPLAINED:]]
         except FullError as error:
             raise UnavailableError(f"too many searches at once: {error}") from error
         except TimeoutError as error:
@@ -243,7 +244,7 @@ class Search:
             raise UnavailableError(f"what explains hits did not answer ({type(error).__name__})") from error
         return [{**hit, "explanation": one} for hit, one in zip(hits, told, strict=True)]
 
-    async def exact(self, ask: Ask) -> list[dict[str, Any]]:
+    async def exact(self, ask: Ask) -> list[Hit]:
         """Search for a text by scoring every item. Raises whatever a part that does not answer raises."""
         deadline, where = asyncio.get_running_loop().time() + EXACT_WITHIN_S, self._checked(ask.where)
         vector = await self._encoded([ask.query], [ask.request_id], deadline)

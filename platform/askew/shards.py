@@ -21,7 +21,7 @@ from askew import facets, filters, segments
 from askew.ann import Effort, Index, Mask, Rows, Vectors
 from askew.facets import Counts
 from askew.filters import Filter
-from askew.hits import Packed, Shown, merge, packed, shown
+from askew.hits import Hit, Packed, Shown, merge, packed, shown
 from askew.register import hashes
 from askew.segments import Plan
 
@@ -279,7 +279,7 @@ class Shard:
         conditions = "" if where is None else filters.canonical(where)
         return facets.count((part.items, part.mask(conditions)) for part in self._every)
 
-    def hits(self, found: Found) -> list[list[dict[str, Any]]]:
+    def hits(self, found: Found) -> list[list[Hit]]:
         """Fetch item_id, score, title and display fields of found rows, a list for each query."""
         return merge([self.answer(found)], found.rows.shape[1])
 
