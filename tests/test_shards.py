@@ -165,7 +165,8 @@ def test_hits_of_a_catalogue_without_fields_have_none() -> None:
 
 
 def test_a_hit_is_the_json_that_its_shard_wrote() -> None:
-    row = {"item_id": 'a "1"', "title": "größe 👍🏽\n\\", "fields": {"price": 1e-7, "tags": ["x", None], "new": True}}
+    fields = {"price": 1e-7, "tags": ["x", None], "new": True}
+    row = {"item_id": 'a "1"', "title": "größe 👍🏽\n\\", "fields": fields}
     scores = np.array([0.5, -1e-7], np.float32)
     items = shown(pa.Table.from_pylist([row, {**row, "item_id": "b"}]))
     [[first, second]] = merge([packed(items, scores, np.zeros(2, np.int64), 1)], 2)

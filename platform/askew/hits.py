@@ -26,7 +26,7 @@ class Shown(NamedTuple):
 
 
 class Hit(Mapping[str, Any]):
-    """An item that was found: what is shown of it, read when more of it is asked for than its id, and its score."""
+    """An item that was found: what is shown of it, read when more is asked for than its id, and its score."""
 
     __slots__ = ("_content", "_read", "item_id", "score")
 
