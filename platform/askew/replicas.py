@@ -66,8 +66,7 @@ class Replicas:
 
     async def find(self) -> None:
         """Find one of them before anything is asked of it: the first time takes long. Nothing is raised."""
-        with contextlib.suppress(Exception):
-            await asyncio.shield(self._look())
+        await asyncio.wait([self._look()])
 
     async def _connection(self) -> Connection:
         live = [one for one in self._connections.values() if not one.closed]
