@@ -14,12 +14,14 @@ from typing import Any
 import pyarrow as pa
 import uvicorn
 from pydantic_core import to_json
+from ray.util.metrics import Metric
 
-from askew import endpoint, messages, refusals
+from askew import endpoint, messages, refusals, telemetry
 from askew.endpoint import Answer, Ask
 from askew.hits import Hit
 from askew.keys import Keys
 from askew.releases import Release
+from askew.tallies import Spread, Tally
 from askew.wire import Listener
 
 SCHEMA = pa.schema([("item_id", pa.string()), ("fields", pa.struct([("colour", pa.string())]))])
@@ -176,3 +178,12 @@ def dashboard(told: Callable[[str], object]) -> Iterator[int]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port
         server.shutdown()
+
+
+def measured() -> dict[str, Sequence[str]]:
+    """The names that each thing has which the endpoint counts or times, as Prometheus sees them."""
+    kept = {name: one for name, one in vars(telemetry).items() if isinstance(one, Metric | Tally | Spread)}
+    return {
+        name: [f"ray_{each}" for each in ([one._name] if isinstance(one, Metric) else one.names)]
+        for name, one in kept.items()
+    }

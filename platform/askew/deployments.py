@@ -105,7 +105,7 @@ class ShardServer(Wired):
             hits = follower.shard.search(vectors[rows], k, json.loads(where) if where else None)
             found.append(follower.shard.answer(hits, rows, len(vectors)))
         ms = 1000 * (time.perf_counter() - started)
-        telemetry.SHARD_MS.observe(ms, self._tags)
+        telemetry.SHARD_MS.observe(ms, **self._tags)
         telemetry.log.debug("searched in %.1f ms", ms, extra={"request_ids": request_ids})
         return follower.last, found
 

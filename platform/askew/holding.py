@@ -93,6 +93,7 @@ class Holder(Generic[H]):
                 self._loading = self._start(self._hold(wanted))
             await asyncio.sleep(self._every_s)
             try:
+                telemetry.teller.tell()
                 await self._ask()
                 self._let_go()
             except Exception:

@@ -79,7 +79,7 @@ class Ingress:
         again = (GoneError, RayActorError)
 
         def hedged(of: str) -> dict[str, Any]:
-            after_ms, told = settings_.hedge_after_ms, functools.partial(telemetry.add, telemetry.HEDGED, 1, of=of)
+            after_ms, told = settings_.hedge_after_ms, functools.partial(telemetry.HEDGED.add, 1, of=of)
             return {"hedge_after_s": None if after_ms is None else after_ms / 1000, "on_hedge": told}
 
         self._items, self._seen = items, dict[str, Seen]()
@@ -155,7 +155,7 @@ class Ingress:
     def busy(self) -> bool:
         """Whether so many searches wait that another one would be refused."""
         if full := self.live.full:
-            telemetry.add(telemetry.SEARCHES, 1, outcome="unavailable")
+            telemetry.SEARCHES.add(1, outcome="unavailable")
         return full
 
     async def search(self, ask: Ask) -> Answer:
@@ -169,16 +169,16 @@ class Ingress:
             answer = await live.search(ask)
         except UnavailableError as error:
             seen.failed += 1
-            telemetry.add(telemetry.SEARCHES, 1, outcome="unavailable")
+            telemetry.SEARCHES.add(1, outcome="unavailable")
             told = f"unavailable: {error}; {error.__cause__!r}"
             telemetry.warner.warn("unavailable", told, request_id=ask.request_id)
             raise
         except (DataError, MissingError):
-            telemetry.add(telemetry.SEARCHES, 1, outcome="refused")
+            telemetry.SEARCHES.add(1, outcome="refused")
             raise
         degraded = answer.answered < answer.release.shards
         outcome = "degraded" if degraded else "cached" if "cached" in answer.took else "full"
-        telemetry.add(telemetry.SEARCHES, 1, outcome=outcome)
+        telemetry.SEARCHES.add(1, outcome=outcome)
         seen.ms.append((done := time.perf_counter(), ms := 1000 * (done - started)))
         if ask.query and outcome == "full" and ask.image_weight is None:
             self._compare(live, ask, answer, ms)
@@ -213,8 +213,8 @@ class Ingress:
         live = self.live
         changed: tuple[int, int, list[dict[str, str]]] = await self._write(self._items.upsert, live, items)
         live.forget(changed[0])
-        telemetry.add(telemetry.WRITTEN, changed[1], what="upserted")
-        telemetry.add(telemetry.WRITTEN, len(changed[2]), what="refused")
+        telemetry.WRITTEN.add(changed[1], what="upserted")
+        telemetry.WRITTEN.add(len(changed[2]), what="refused")
         return changed
 
     async def delete(self, item_ids: Sequence[str]) -> int:
@@ -222,7 +222,7 @@ class Ingress:
         live = self.live
         number: int = await self._write(self._items.delete, live, item_ids)
         live.forget(number)
-        telemetry.add(telemetry.WRITTEN, len(item_ids), what="deleted")
+        telemetry.WRITTEN.add(len(item_ids), what="deleted")
         return number
 
     async def look(self) -> None:

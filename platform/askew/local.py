@@ -140,6 +140,7 @@ class Stack(Settings):
         return {
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # or logs come a thousand lines late
+            "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",  # it shares the replicas' processors
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_SERVE_HAPROXY_TCP_NODELAY": "0",  # an answer in one piece, where its head and body come as two

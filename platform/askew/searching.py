@@ -115,7 +115,7 @@ class Search:
         keeps = plain and not ask.fresh and self._settings.cached_results > 0
         kept = self._results.get(key) if keeps else None
         if keeps:
-            telemetry.add(telemetry.CACHED, 1, cache="results", found="no" if kept is None else "yes")
+            telemetry.CACHED.add(1, cache="results", found="no" if kept is None else "yes")
         if kept is not None:
             return kept._replace(took={"cached": 1000 * (time.perf_counter() - started)})
         timeout_s = ask.timeout_s or 2 * self._settings.timeout_s  # to wait, and to be done
@@ -175,7 +175,7 @@ class Search:
         found = await asyncio.gather(*calls, return_exceptions=True)
         for number, one in enumerate(found):
             if isinstance(one, BaseException):
-                telemetry.add(telemetry.MISSED, 1, shard=str(number))
+                telemetry.MISSED.add(1, shard=str(number))
                 told = f"shard-{number} did not answer: {type(one).__name__} {one}"
                 telemetry.warner.warn(f"shard-{number}", told, request_ids=ids)
         answers = [one for one in found if not isinstance(one, BaseException)]
@@ -186,7 +186,7 @@ class Search:
         encoding, searching = (1000 * (after - before) for before, after in itertools.pairwise(times))
         took = {"encoding": encoding, "searching": searching}
         for part, ms in took.items():
-            telemetry.SEARCH_MS.observe(ms, {"part": part})
+            telemetry.SEARCH_MS.observe(ms, part=part)
         lost = sum(n for n, one in zip(self.release.sizes, found, strict=True) if isinstance(one, BaseException))
         missing, change = lost / max(sum(self.release.sizes), 1), min(change for change, _ in answers)
         return [Found(Answer(hits, len(answers), took, self.told, missing), change) for hits in merged]
@@ -210,7 +210,7 @@ class Search:
         known = {query: self._vectors.get(query) for query in queries}
         unknown = [query for query, vector in known.items() if vector is None]
         for found, count in (("yes", len(known) - len(unknown)), ("no", len(unknown))):
-            telemetry.add(telemetry.CACHED, count, cache="vectors", found=found)
+            telemetry.CACHED.add(count, cache="vectors", found=found)
         if unknown:
             fresh = dict(
                 zip(

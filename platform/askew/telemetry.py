@@ -9,10 +9,12 @@ import time
 import traceback
 from collections import Counter as Count
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.util.metrics import Gauge
+
+from askew.tallies import Spread, Tally, Teller
 
 MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
-SIZES = [0.5, 1.5, 2.5, 5.5, 10.5, 20.5, 32.5, 64.5]  # Ray takes what is in a bucket for its middle
+SIZES = [1, 2, 5, 10, 20, 32, 64]
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what ends a line, or a terminal obeys
 ATTRIBUTES = ("request_id", "route")  # of a record: what Serve takes from a request
@@ -20,31 +22,23 @@ ATTRIBUTES = ("request_id", "route")  # of a record: what Serve takes from a req
 serve = logging.getLogger("ray.serve")  # written as text or as JSON, with the replica and the request's id
 log = serve.getChild("askew")
 
-SEARCH_MS = Histogram(  # of all of a search Serve has one; Ray's agent adds what is observed up one by one
-    "askew_search_ms", "Milliseconds of the parts of searches", boundaries=MS, tag_keys=("part",)
-)
-SEARCHES = Counter("askew_searches", "Searches by how they ended", tag_keys=("outcome",))
-BATCH = Histogram("askew_batch", "Searches that went on together", boundaries=SIZES)
+SEARCH_MS = Spread("askew_search_ms", "Milliseconds of the parts of searches", MS, "part")  # of all Serve has one
+SEARCHES = Tally("askew_searches", "Searches by how they ended", "outcome")
+BATCH = Spread("askew_batch", "Searches that went on together", SIZES)
 WAITING = Gauge("askew_waiting", "Searches that wait in an ingress replica")
-CACHED = Counter("askew_cached", "What was looked for in a cache", tag_keys=("cache", "found"))
-HEDGED = Counter("askew_hedged", "Calls that were made twice", tag_keys=("of",))
-MISSED = Counter("askew_missed", "Calls of a shard without an answer", tag_keys=("shard",))
+CACHED = Tally("askew_cached", "What was looked for in a cache", "cache", "found")
+HEDGED = Tally("askew_hedged", "Calls that were made twice", "of")
+MISSED = Tally("askew_missed", "Calls of a shard without an answer", "shard")
 RELEASE = Gauge("askew_release", "1 for what is served", tag_keys=("model", "version", "index"))
 RECALL = Gauge("askew_recall_at_10_live", "Share of the exact ten best that live searches find, of the last 500")
-SHARD_MS = Histogram("askew_shard_ms", "Milliseconds that a shard searched", boundaries=MS, tag_keys=("shard",))
+SHARD_MS = Spread("askew_shard_ms", "Milliseconds that a shard searched", MS, "shard")
 SHARD_ITEMS = Gauge("askew_shard_items", "Items that a shard can find", tag_keys=("shard",))
 CHANGE = Gauge("askew_change", "The last change of the index that a shard has taken in", tag_keys=("shard",))
 PROXY = Gauge("askew_proxy", "1 where a search comes through the proxy of a node, 0 where not", tag_keys=("node",))
-PROXY_RESTARTS = Counter(
-    "askew_proxy_restarts", "Proxies that were restarted, for no search came through", tag_keys=("node",)
-)
-WRITTEN = Counter("askew_written", "Items that were upserted, deleted or refused", tag_keys=("what",))
+PROXY_RESTARTS = Tally("askew_proxy_restarts", "Proxies that were restarted, for no search came through", "node")
+WRITTEN = Tally("askew_written", "Items that were upserted, deleted or refused", "what")
 
-
-def add(counter: Counter, count: int, **tags: str) -> None:
-    """Count so many; Ray refuses to count none."""
-    if count:
-        counter.inc(count, tags)
+teller = Teller([SEARCH_MS, SEARCHES, BATCH, CACHED, HEDGED, MISSED, SHARD_MS, PROXY_RESTARTS, WRITTEN])
 
 
 def escaped(text: str) -> str:

@@ -80,6 +80,7 @@ class Watchdog:
                     await self.look(client)
                 except Exception:
                     telemetry.log.exception("watching the proxies")
+                telemetry.teller.tell()
                 await asyncio.sleep(max(0.0, began + self._settings.every_s - time.monotonic()))
 
     async def look(self, client: httpx.AsyncClient) -> None:
@@ -109,7 +110,7 @@ class Watchdog:
         health = self._known[proxy.node]
         told = f"{health.failures} searches in a row did not come through the proxy of node {proxy.node[:12]}"
         telemetry.log.error("%s at %s: it is restarted", told, proxy.url)
-        telemetry.add(telemetry.PROXY_RESTARTS, 1, node=proxy.node[:12])
+        telemetry.PROXY_RESTARTS.add(1, node=proxy.node[:12])
         health.failures, health.restarted = 0, time.monotonic()
         try:
             await self._restart(proxy)
