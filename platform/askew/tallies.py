@@ -47,7 +47,7 @@ class Tally:
 
 
 class Spread:
-    """A histogram, with tags: how many values were at most each bound, and their sum, under Prometheus' `names`."""
+    """A histogram, with tags: how many values were at most each bound, and their sum; `names` as above."""
 
     def __init__(self, name: str, description: str, bounds: Sequence[float], *tags: str) -> None:
         self.names = [f"{name}_{of}" for of in ("bucket", "sum", "count")]
