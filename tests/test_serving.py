@@ -178,6 +178,7 @@ def test_the_dashboard_and_the_alerts_show_what_is_measured() -> None:
         found = NAMED.findall(rule["expr"])
         assert found or SERVES in rule["expr"]
         assert {*found} <= shown
+        assert not [name for name in found if name.endswith(("_sum", "_count"))]  # of a histogram: its buckets
         assert {"summary", "do"} <= rule["annotations"].keys()
 
 

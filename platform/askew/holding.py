@@ -93,9 +93,9 @@ class Holder(Generic[H]):
                 self._loading = self._start(self._hold(wanted))
             await asyncio.sleep(self._every_s)
             try:
-                telemetry.teller.tell()
                 await self._ask()
                 self._let_go()
+                telemetry.teller.tell()
             except Exception:
                 telemetry.log.exception("holding releases")
 

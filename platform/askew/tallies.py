@@ -11,20 +11,12 @@ import time
 from collections import Counter as Count
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Protocol
 
 from ray.util.metrics import Counter, Gauge
 
 TELL_EVERY_S = 2.0  # Ray sends every ten, and forgets a gauge that was not set for twenty
 
 Values = tuple[str, ...]
-
-
-class Told(Protocol):
-    """What is told to Ray now and then."""
-
-    def tell(self) -> None:
-        """Tell Ray."""
 
 
 class Tally:
@@ -52,10 +44,9 @@ class Spread:
     def __init__(self, name: str, description: str, bounds: Sequence[float], *tags: str) -> None:
         self.names = [f"{name}_{of}" for of in ("bucket", "sum", "count")]
         self._tags, self._bounds = tags, bounds
-        self._bucket, self._sum, self._count = (
-            Gauge(one, description, tag_keys=(*tags, *(("le",) if one.endswith("bucket") else ())))
-            for one in self.names
-        )
+        bucket, *others = self.names
+        self._bucket = Gauge(bucket, description, tag_keys=(*tags, "le"))
+        self._sum, self._count = (Gauge(one, description, tag_keys=tags) for one in others)
         self._counts = defaultdict[Values, list[int]](lambda: [0] * (len(bounds) + 1))
         self._sums = defaultdict[Values, float](float)
 
@@ -78,7 +69,7 @@ class Spread:
 class Teller:
     """Tells Ray of several, but not too often."""
 
-    def __init__(self, told: Sequence[Told], every_s: float = TELL_EVERY_S) -> None:
+    def __init__(self, told: Sequence[Tally | Spread], every_s: float = TELL_EVERY_S) -> None:
         self._told, self._every_s, self._due = told, every_s, 0.0
 
     def tell(self) -> None:

@@ -78,9 +78,9 @@ class Watchdog:
                 began = time.monotonic()
                 try:
                     await self.look(client)
+                    telemetry.teller.tell()
                 except Exception:
                     telemetry.log.exception("watching the proxies")
-                telemetry.teller.tell()
                 await asyncio.sleep(max(0.0, began + self._settings.every_s - time.monotonic()))
 
     async def look(self, client: httpx.AsyncClient) -> None:
