@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import faiss
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from pydantic import ValidationError
 
 from askew import artifacts, datasets, indexing, tables
+from askew.ann import Vectors
 from askew.encoders import TextSettings
 from askew.errors import ArtifactError, ConfigError, RegistryError
 from askew.indexing import Embedder, IndexSettings, index
@@ -345,6 +346,28 @@ def test_a_builder_killed_at_any_moment_goes_on_and_leaves_nothing_that_is_taken
         told, more = built(tmp_path / f"killed-{number}", np.random.default_rng(number))
         kills, number = kills + more, number + 1
         assert told == calm
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_build_that_ends_while_it_writes_its_queries_writes_them_again(
+    base: IndexSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Registry(base.tracking_uri).download(version_of(base), tmp_path)
+    save = np.save
+
+    def torn(to: Path | IO[bytes], array: Vectors) -> None:
+        path = Path(to if isinstance(to, Path) else to.name)
+        if path.stem == "queries":
+            path.write_bytes(b"")
+            raise KeyboardInterrupt
+        save(to, array)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", torn)
+        with pytest.raises(KeyboardInterrupt):
+            build_alone(base, model, tmp_path)
+    build_alone(base, model, tmp_path)
+    assert artifacts.read(next(tmp_path.glob("index-*")), "index").counts["items"] == 300
 
 
 @pytest.mark.usefixtures("alone")

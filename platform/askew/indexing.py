@@ -7,7 +7,7 @@ whoever is free. No process holds more than a segment, and a run that was killed
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,22 +163,23 @@ class Build:
 
     def _learn(self, design: Design) -> None:
         """Train the index that all segments start from on vectors drawn from all of them."""
-        path = self.draft.folder / segments.EMPTY
-        if path.exists():
-            return
-        ann.threads(os.cpu_count() or 1)
-        draft, files = path.with_suffix(".draft"), sorted((self.work / "parts").glob("*.npy"))
-        Index.trained(design, _sample(files, ann.sample_size(design), self.settings.seed)).write(draft)
-        artifacts.sync(draft)
-        draft.replace(path)
+
+        def learn(path: Path) -> None:
+            ann.threads(os.cpu_count() or 1)
+            files = sorted((self.work / "parts").glob("*.npy"))
+            Index.trained(design, _sample(files, ann.sample_size(design), self.settings.seed)).write(path)
+
+        _once(self.draft.folder / segments.EMPTY, learn)
 
     def _queries(self) -> Path:
         """Encode the catalogue's own queries, by which recall is measured."""
-        path = self.work / "queries.npy"
-        if not path.exists():
+
+        def encode(path: Path) -> None:
             texts = _queries(self.settings.triplets, self.settings.num_queries, self.settings.seed)
-            np.save(path, _encoded(Model.load(self.model), texts, self.settings.batch_size))
-        return path
+            with path.open("wb") as stream:
+                np.save(stream, _encoded(Model.load(self.model), texts, self.settings.batch_size))
+
+        return _once(self.work / "queries.npy", encode)
 
     def _tune(self, design: Design, found: Sequence[Path], queries: Path) -> None:
         """Choose the cheapest effort that holds the recall over all segments, and note what was measured."""
@@ -190,6 +191,16 @@ class Build:
             "query_ms": round(1000 * best.seconds, 4),
         }  # fmt: skip
         print(f"askew: {design.factory} gives {best.recall[10]:.2%} of the exact ten best", flush=True)
+
+
+def _once(path: Path, write: Callable[[Path], None]) -> Path:
+    """Have a file written whole or not at all, so that one that a run left before it was killed can be trusted."""
+    if not path.exists():
+        draft = path.with_suffix(".draft")
+        write(draft)
+        artifacts.sync(draft)
+        draft.replace(path)
+    return path
 
 
 def _sample(paths: Sequence[Path], count: int, seed: int) -> Vectors:
