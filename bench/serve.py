@@ -87,7 +87,7 @@ class Release:
 
 
 def releases(
-    root: Path, num_items: int, names: Sequence[str] = tuple(TOWERS), kind: ann.Kind = "ivf_rabitq"
+    root: Path, num_items: int, names: Sequence[str] = tuple(TOWERS), kind: ann.Kind = "ivf_fp16"
 ) -> dict[str, Release]:
     """Make up models, and an index for each: "tiny" and "minilm", or "tiny-1" and so on of other weights.
 

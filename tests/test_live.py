@@ -143,7 +143,7 @@ def test_any_order_of_changes_is_what_a_dictionary_makes_of_it(
 
 
 KINDS = [
-    ("flat", {}), ("hnsw", {}), ("ivf_flat", {"lists": 4}), ("ivf_sq8", {"lists": 4}),
+    ("flat", {}), ("hnsw", {}), ("ivf_flat", {"lists": 4}), ("ivf_fp16", {"lists": 4}), ("ivf_sq8", {"lists": 4}),
     ("ivf_pq", {"lists": 4, "refine": "fp16"}), ("ivf_rabitq", {"lists": 4, "refine": "fp16"}),
 ]  # fmt: skip
 

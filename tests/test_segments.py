@@ -213,6 +213,14 @@ def test_vectors_of_another_kind_are_refused(index: Path) -> None:
         shard(index, "segment-00000", verify=False)
 
 
+def test_numbers_of_another_type_are_refused(tmp_path: Path) -> None:
+    halves, bytes_ = (Design.model_validate({"kind": k, "dim": DIM, "lists": 1}) for k in ("ivf_fp16", "ivf_sq8"))
+    Index.trained(halves, np.eye(DIM, dtype=np.float32)).write(tmp_path / VECTORS)
+    assert Index.read(tmp_path / VECTORS, halves).size == 0
+    with pytest.raises(ArtifactError, match=r"wanted IVF1,SQ8 in .*; found IndexIVFScalarQuantizer"):
+        Index.read(tmp_path / VECTORS, bytes_)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_vector_that_is_not_finite_is_refused_with_its_item(tmp_path: Path, bad: float) -> None:
     vectors = np.ones((3, DIM), dtype=np.float32)

@@ -28,8 +28,8 @@ Hits = list[dict[str, Any]]
 DIM = 4
 FULL = Effort(lists=1 << 20, again=1 << 20, breadth=1 << 20)
 KINDS = {
-    "flat": {}, "ivf_flat": {"lists": 8}, "ivf_sq8": {"lists": 8}, "ivf_pq": {"lists": 8, "refine": "fp32"},
-    "ivf_rabitq": {"lists": 8, "refine": "fp32"}, "hnsw": {},
+    "flat": {}, "ivf_flat": {"lists": 8}, "ivf_fp16": {"lists": 8}, "ivf_sq8": {"lists": 8},
+    "ivf_pq": {"lists": 8, "refine": "fp32"}, "ivf_rabitq": {"lists": 8, "refine": "fp32"}, "hnsw": {},
 }  # fmt: skip
 
 
@@ -398,7 +398,7 @@ def test_lists_grow_with_the_root_of_the_catalogue() -> None:
     assert [lists_of(n) for n in (1, 10_000, 1_000_000, 100_000_000)] == [16, 128, 1024, 8192]
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf_flat", "ivf_sq8", "ivf_rabitq"])
+@pytest.mark.parametrize("kind", ["flat", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_rabitq"])
 def test_without_a_gpu_nothing_changes_and_with_one_the_same_is_found(kind: str) -> None:
     lists = {} if kind == "flat" else {"lists": 4}
     made = Design.model_validate({"kind": kind, "dim": 16, **lists})

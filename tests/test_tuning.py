@@ -19,14 +19,14 @@ def chosen(size: int, **wanted: object) -> Design:
     return design(IndexKindSettings.model_validate(wanted), size, DIM)
 
 
-def test_small_catalogues_are_searched_exactly_and_large_ones_by_short_codes() -> None:
+def test_small_catalogues_are_searched_exactly_and_large_ones_by_lists_in_half_precision() -> None:
     assert chosen(50_000).kind == "flat"
     large = chosen(1_000_000)
-    assert (large.kind, large.refine, large.lists) == ("ivf_rabitq", "fp16", 1024)
+    assert (large.kind, large.refine, large.lists) == ("ivf_fp16", "none", 1024)
     assert chosen(1_000_000, recall_target=1).kind == "flat"
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq", "hnsw"])
+@pytest.mark.parametrize("kind", ["flat", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq", "ivf_rabitq", "hnsw"])
 def test_a_kind_that_is_named_is_taken(kind: str) -> None:
     found = chosen(1000, kind=kind)
     assert found.kind == kind
@@ -36,14 +36,17 @@ def test_a_kind_that_is_named_is_taken(kind: str) -> None:
 
 
 def test_memory_decides_and_what_would_fit_is_said() -> None:
-    gib = 1_000_000 * (ann.BITS * DIM / 8 + 28) / 2**30
-    assert chosen(1_000_000, memory_gib=gib + 1_000_000 * 2 * DIM / 2**30).refine == "fp16"
-    assert chosen(1_000_000, memory_gib=gib + 1_000_000 * DIM / 2**30).refine == "sq8"
-    assert chosen(40_000, memory_gib=0.002).kind == "ivf_rabitq"
-    with pytest.raises(
-        ConfigError, match=r"memory_gib of at least 0\.0447 for 1,000,000 vectors of 16 dimensions; found"
-    ):
-        chosen(1_000_000, memory_gib=gib)
+    def kind(size: int, dim: int, bytes_an_item: float) -> tuple[str, str]:
+        made = design(IndexKindSettings(memory_gib=size * bytes_an_item / 2**30), size, dim)
+        return made.kind, made.refine
+
+    assert kind(1_000_000, 128, 264) == ("ivf_fp16", "none")
+    assert kind(1_000_000, 128, 263) == kind(1_000_000, 128, 188) == ("ivf_rabitq", "sq8")
+    assert kind(40_000, 128, 768) == ("flat", "none")
+    assert kind(40_000, 128, 767) == ("ivf_fp16", "none")
+    least = r"memory_gib of at least 0\.175 for 1,000,000 vectors of 128 dimensions; found"
+    with pytest.raises(ConfigError, match=least):
+        kind(1_000_000, 128, 187)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,7 @@ def test_designs_that_faiss_has_not_are_refused(wrong: dict[str, object]) -> Non
         Design.model_validate({"dim": DIM, **wrong})
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq", "hnsw"])
+@pytest.mark.parametrize("kind", ["flat", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq", "ivf_rabitq", "hnsw"])
 def test_bytes_an_item_are_those_on_disk(kind: str, tmp_path: Path) -> None:
     made = Design(
         kind=kind,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 faiss: Any = _faiss  # its stubs are of an older version
 
-Kind = Literal["flat", "ivf_flat", "ivf_sq8", "ivf_pq", "ivf_rabitq", "hnsw"]
+Kind = Literal["flat", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq", "ivf_rabitq", "hnsw"]
 Refine = Literal["none", "sq8", "fp16", "fp32"]
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -36,8 +36,9 @@ REFINED = ("ivf_pq", "ivf_rabitq")  # kinds whose codes are so short that their 
 AGAIN = (100, 150, 200, 300, 400, 600, 800, 1600)  # of their best that are tried
 BYTES = {"sq8": 1, "fp16": 2, "fp32": 4}  # of a dimension
 REFINES = {"sq8": "SQ8", "fp16": "SQfp16", "fp32": "Flat"}
+TYPES = {"ivf_fp16": "QT_fp16", "ivf_sq8": "QT_8bit"}  # of the numbers that vectors are kept in
 CLASSES = {
-    "flat": "IndexFlat", "ivf_flat": "IndexIVFFlat", "ivf_sq8": "IndexIVFScalarQuantizer",
+    "flat": "IndexFlat", "ivf_flat": "IndexIVFFlat", **dict.fromkeys(TYPES, "IndexIVFScalarQuantizer"),
     "ivf_pq": "IndexIVFPQFastScan", "ivf_rabitq": "IndexIVFRaBitQFastScan", "hnsw": "IndexHNSWFlat",
 }  # fmt: skip
 NEIGHBOURS = 32  # of HNSW
@@ -45,7 +46,7 @@ BITS = 2  # of a dimension in RaBitQ: with one, four times as many must be score
 TRAINED_ON = 64  # vectors for each list, where there are as many
 ROUGH_FROM = 1 << 16  # vectors: products in bfloat16 first tell which are worth an exact score
 BLAS_FROM_BATCH = 8  # FAISS 1.15 scans row by row below a threshold that counts queries × dimensions
-ON_GPU = ("flat", "ivf_flat", "ivf_sq8")  # kinds that FAISS searches on a GPU too,
+ON_GPU = ("flat", "ivf_flat", *TYPES)  # kinds that FAISS searches on a GPU too,
 GPU_K, GPU_LISTS = 2048, 2048  # up to so many hits and lists
 MAX_LOOPS = 1 << 28  # of a file that is read: its checksum was right, and yet it should not take for ever
 SCORED_AT_ONCE = 1 << 22  # numbers
@@ -75,8 +76,8 @@ class Design(Settings):
     def factory(self) -> str:
         """The string of faiss.index_factory."""
         codes = {
-            "flat": "Flat", "ivf_flat": "Flat", "ivf_sq8": "SQ8", "ivf_pq": f"PQ{self.dim // 2}x4fs",
-            "ivf_rabitq": f"RaBitQfs{BITS}", "hnsw": f"HNSW{NEIGHBOURS}",
+            "flat": "Flat", "ivf_flat": "Flat", "ivf_fp16": "SQfp16", "ivf_sq8": "SQ8",
+            "ivf_pq": f"PQ{self.dim // 2}x4fs", "ivf_rabitq": f"RaBitQfs{BITS}", "hnsw": f"HNSW{NEIGHBOURS}",
         }[self.kind]  # fmt: skip
         refined = "" if self.refine == "none" else f",Refine({REFINES[self.refine]})"
         return (f"IVF{self.lists}," if self.lists else "") + codes + refined
@@ -85,8 +86,8 @@ class Design(Settings):
     def item_bytes(self) -> float:
         """Bytes that an item takes in memory, without the centroids."""
         code = {
-            "flat": 4 * self.dim, "ivf_flat": 4 * self.dim, "ivf_sq8": self.dim, "ivf_pq": self.dim / 4,
-            "ivf_rabitq": BITS * self.dim / 8 + 20, "hnsw": 4 * self.dim + 4 * 2 * NEIGHBOURS + 16,
+            "flat": 4 * self.dim, "ivf_flat": 4 * self.dim, "ivf_fp16": 2 * self.dim, "ivf_sq8": self.dim,
+            "ivf_pq": self.dim / 4, "ivf_rabitq": BITS * self.dim / 8 + 20, "hnsw": 4 * self.dim + 4 * 2 * NEIGHBOURS + 16,
         }[self.kind]  # fmt: skip
         number = 8 if self.lists else 0
         return code + number + (0 if self.refine == "none" else BYTES[self.refine] * self.dim)
@@ -180,7 +181,7 @@ class Index:
                 f"inner product over {design.dim} dimensions in {path}", f"{index.d} dimensions", do
             )
         body = faiss.downcast_index(index.base_index) if hasattr(index, "refine_index") else index
-        if not isinstance(body, getattr(faiss, CLASSES[design.kind])):
+        if not _is(body, design.kind):
             raise ArtifactError(f"{design.factory} in {path}", type(body).__name__, do)
         _expect(design, int(index.ntotal))
         return cls(design, index)
@@ -350,6 +351,13 @@ class Index:
                 ivf.make_direct_map()
         found: Vectors = faiss.downcast_index(index).reconstruct_batch(np.ascontiguousarray(rows, dtype=np.int64))
         return found
+
+
+def _is(body: Any, kind: Kind) -> bool:
+    """Whether a FAISS index is of a kind."""
+    if not isinstance(body, getattr(faiss, CLASSES[kind])):
+        return False
+    return kind not in TYPES or body.sq.qtype == getattr(faiss.ScalarQuantizer, TYPES[kind])
 
 
 @contextmanager

@@ -60,15 +60,16 @@ def _designs(settings: IndexKindSettings, size: int, dim: int) -> list[Design]:
     lists = settings.lists or ann.lists_of(size)
     flat = Design(kind="flat", dim=dim)
     if settings.kind != "auto":
-        inverted = settings.kind.startswith("ivf")
         refine: Refine = "none"
         if settings.kind in ann.REFINED:
             refine = "fp16" if settings.refine == "auto" else settings.refine
-        return [Design(kind=settings.kind, dim=dim, lists=lists if inverted else 0, refine=refine)]
-    short = [Design(kind="ivf_rabitq", dim=dim, lists=lists, refine=r) for r in ("fp16", "sq8")]
+        lists = lists if settings.kind.startswith("ivf") else 0
+        return [Design(kind=settings.kind, dim=dim, lists=lists, refine=refine)]
     if settings.recall_target == 1:
         return [flat]
-    return [flat, *short] if size <= EXACT_UPTO else short
+    half = Design(kind="ivf_fp16", dim=dim, lists=lists)
+    short = Design(kind="ivf_rabitq", dim=dim, lists=lists, refine="sq8")
+    return [flat, half, short] if size <= EXACT_UPTO else [half, short]
 
 
 # --- measuring -----------------------------------------------------------------------------------
