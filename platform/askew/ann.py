@@ -87,7 +87,8 @@ class Design(Settings):
         """Bytes that an item takes in memory, without the centroids."""
         code = {
             "flat": 4 * self.dim, "ivf_flat": 4 * self.dim, "ivf_fp16": 2 * self.dim, "ivf_sq8": self.dim,
-            "ivf_pq": self.dim / 4, "ivf_rabitq": BITS * self.dim / 8 + 20, "hnsw": 4 * self.dim + 4 * 2 * NEIGHBOURS + 16,
+            "ivf_pq": self.dim / 4, "ivf_rabitq": BITS * self.dim / 8 + 20,
+            "hnsw": 4 * self.dim + 4 * 2 * NEIGHBOURS + 16,
         }[self.kind]  # fmt: skip
         number = 8 if self.lists else 0
         return code + number + (0 if self.refine == "none" else BYTES[self.refine] * self.dim)
