@@ -285,7 +285,7 @@ def _changes(app: FastAPI, searcher: Searcher) -> None:
 
 
 def _ask(wanted: Wanted, http: Request, **what: Any) -> Ask:
-    sent = http.headers.get("x-request-id", "")
+    sent = dict(http.scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
     request_id = sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex  # it goes to logs
     timeout_s = None if wanted.timeout_ms is None else wanted.timeout_ms / 1000
     what |= {"version": wanted.version or "", "timeout_s": timeout_s, "request_id": request_id}

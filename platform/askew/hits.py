@@ -5,7 +5,6 @@ Knows nothing of indexes.
 Shapes: H hits.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
-# queries: how many were asked; query, score: (H,) of each hit; ids, shown: those of its item
+# queries: how many were asked; query, score, ids, shown: of each of H hits the query's number, its score, its item
 Packed = dict[str, Any]
 
 
@@ -29,10 +28,11 @@ class Hit(Mapping[str, Any]):
     """An item that was found: what is shown of it, read when more is asked for than its id, and its score."""
 
     __slots__ = ("_content", "_read", "item_id", "score")
+    _read: dict[str, Any] | None
 
     def __init__(self, item_id: str, content: bytes, score: float) -> None:
         self.item_id, self.score = item_id, score
-        self._content, self._read = content, dict[str, Any]()
+        self._content, self._read = content, None
 
     @property
     def json(self) -> bytes:
@@ -72,41 +72,30 @@ def packed(
 ) -> Packed:
     """Make an answer of H hits: their items, their scores and the number of the query that each is for."""
     ids, contents = [one.item_id for one in items], [one.content for one in items]
-    return {"queries": num_queries, "query": query, "score": scores, "ids": ids, "shown": contents}
+    return {
+        "queries": num_queries, "query": query.tolist(), "score": scores.tolist(), "ids": ids, "shown": contents,
+    }  # fmt: skip
 
 
 def merge(answers: Sequence[Packed], k: int) -> list[list[Hit]]:
-    """Merge answers to each query's k best hits, equal scores by item id; of an item twice, the better."""
-    hits: list[list[Hit]] = [[] for _ in range(answers[0]["queries"])]
-    query, score = (np.concatenate([answer[name] for answer in answers]) for name in ("query", "score"))
-    if not len(query) or not k:
-        return hits
-    ids, contents = ([*itertools.chain(*(answer[name] for answer in answers))] for name in ("ids", "shown"))
-    kept = _first(_best_first(query, score, ids), query, ids, k)
-    for place, of, value in zip(kept, query[kept].tolist(), score[kept].tolist(), strict=True):
-        hits[of].append(Hit(ids[place], contents[place], value))
-    return hits
+    """Merge answers to each query's k best hits, equal scores by item id; of an item twice, the better.
+
+    Item by item: of so few for each query that arrays take longer.
+    """
+    found: list[list[tuple[float, str, bytes]]] = [[] for _ in range(answers[0]["queries"])]
+    for answer in answers:
+        every = zip(answer["query"], answer["score"], answer["ids"], answer["shown"], strict=True)
+        for query, score, item_id, content in every:
+            found[query].append((-score, item_id, content))
+    return [_first(sorted(one), k) for one in found]
 
 
-def _best_first(query: NDArray[np.int64], score: NDArray[np.float32], ids: Sequence[str]) -> NDArray[np.int64]:
-    """The hits in the order of their queries, each query's from the best, equal scores by id."""
-    order = np.lexsort((-score, query))
-    same_query, same_score = (np.diff(of[order]) == 0 for of in (query, score))
-    if not (same_query & same_score).any():
-        return order
-    rank = {item_id: place for place, item_id in enumerate(sorted(set(ids)))}
-    return np.lexsort((np.array([rank[item_id] for item_id in ids]), -score, query))
-
-
-def _first(order: NDArray[np.int64], query: NDArray[np.int64], ids: Sequence[str], k: int) -> list[int]:
-    """The first k of each query's hits in an order; of an item twice, the first."""
-    new = np.flatnonzero(np.diff(query[order])) + 1
-    places, kept = order.tolist(), list[int]()
-    for start, end in itertools.pairwise([0, *new.tolist(), len(places)]):
-        first: dict[str, int] = {}
-        for place in places[start:end]:
-            first.setdefault(ids[place], place)
-            if len(first) == k:
-                break
-        kept += first.values()
-    return kept
+def _first(ranked: Sequence[tuple[float, str, bytes]], k: int) -> list[Hit]:
+    """The first k of a query's hits from the best; of an item twice, the first."""
+    hits: dict[str, Hit] = {}
+    for negative, item_id, content in ranked:
+        if len(hits) == k:
+            break
+        if item_id not in hits:
+            hits[item_id] = Hit(item_id, content, -negative)
+    return [*hits.values()]

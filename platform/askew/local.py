@@ -55,6 +55,8 @@ exec {binary} "$@"
 RULES = r"\n    ".join((  # for every request
     # Serve has a line of each read by Python, and one sent where nobody listens; HAProxy's own metrics count them
     "http-request set-log-level silent",
+    # one that has no id gets it here: Serve takes longer to make one up
+    "http-request set-header x-request-id %[uuid()] unless { req.hdr(x-request-id) -m found }",
     # a search ends by itself, in time: Serve need not watch in a second task for who hangs up, or for a timeout
     f"acl searches path_end {' '.join(refusals.SEARCHES)}",
     "http-request set-header x-request-disconnect-disabled ?1 if searches",

@@ -34,6 +34,7 @@ EXPLAINED = 24  # the first so many hits
 WEIGHED = 100  # so many hits are put into another order, where photo and text are weighed
 EXACT_WITHIN_S = 30.0
 KEPT_FACETS, FACETS_S = 1000, 10.0
+NONE: NDArray[np.float32] = np.empty((0, 0), np.float32)
 Key = tuple[str, int, str]  # a query, how many hits, its filter in canonical form
 
 
@@ -43,7 +44,7 @@ class SearchSettings(Settings):
     timeout_s: float = Field(default=2.0, gt=0)  # past it, what the other shards have is a degraded answer
     max_batch: int = Field(default=64, ge=1)  # queries that the ingress sends on together
     max_calls: int = Field(default=2, ge=1)  # such batches under way at once, from each of its replicas
-    min_batch: int = Field(default=16, ge=1)  # beside one under way the next goes with so many, or as many,
+    min_batch: int = Field(default=32, ge=1)  # beside one under way the next goes with so many, or as many,
     max_wait_ms: float = Field(default=20, ge=0)  # or once a query has waited so long for them;
     gather_ms: float = Field(default=4, ge=0)  # beside none, one query goes at once, and several after so long
     max_waiting: int = Field(default=256, ge=1)  # queries that wait there; further ones get a 503
@@ -196,14 +197,17 @@ class Search:
         queries = [question.ask.query for question in asked if question.vector is None]
         try:
             ids = [question.ask.request_id for question in asked]
-            encoded = iter(await self._encoded(queries, ids, deadline) if queries else ())
+            encoded = await self._encoded(queries, ids, deadline) if queries else NONE
         except (TimeoutError, AwayError) as error:
             raise UnavailableError("the query encoder did not answer in time") from error
         except Exception as error:
             if len(queries) > 1:  # which of them it was, is found out by asking each alone
                 raise
             raise UnavailableError(f"the query encoder did not answer ({type(error).__name__})") from error
-        return np.stack([next(encoded) if one.vector is None else one.vector for one in asked])
+        if len(encoded) == len(asked):
+            return encoded
+        rest = iter(encoded)
+        return np.stack([next(rest) if one.vector is None else one.vector for one in asked])
 
     async def _encoded(self, queries: Sequence[str], ids: Sequence[str], deadline: float) -> NDArray[np.float32]:
         """Encode B queries to (B, D), those alone whose vectors are not kept; each of them once."""
@@ -212,16 +216,13 @@ class Search:
         for found, count in (("yes", len(known) - len(unknown)), ("no", len(unknown))):
             telemetry.CACHED.add(count, cache="vectors", found=found)
         if unknown:
-            fresh = dict(
-                zip(
-                    unknown,
-                    await self._parts.encode.ask(self.release.key, unknown, ids, deadline=deadline),
-                    strict=True,
-                )
-            )
-            known |= fresh
+            vectors = await self._parts.encode.ask(self.release.key, unknown, ids, deadline=deadline)
+            fresh = dict(zip(unknown, vectors, strict=True))
             if self._vectors.maxsize:
                 self._vectors.update(fresh)
+            if unknown == queries:
+                return vectors
+            known |= fresh
         return np.stack([vector for query in queries if (vector := known[query]) is not None])
 
     def _checked(self, where: filters.Filter | None) -> str:
