@@ -112,10 +112,48 @@ def test_several_wait_a_moment_for_more_when_a_call_ends() -> None:
         asked.append(asyncio.ensure_future(coalescer.ask(3)))
         assert await asyncio.gather(*asked) == [0, 2, 4, 6]
         assert server.batches == [[0], [1, 2, 3]]
+        await asyncio.sleep(0.25)
         asked = [asyncio.ensure_future(coalescer.ask(n)) for n in range(5)]
         assert await asyncio.wait_for(asyncio.gather(*asked), 0.18) == [0, 2, 4, 6, 8]  # four wait for no more
-        asked = [asyncio.ensure_future(coalescer.ask(n)) for n in (0, 1)]
-        assert await asyncio.wait_for(asyncio.gather(*asked), 0.18) == [0, 2]  # nor does one who is alone
+
+    run(scenario)
+
+
+def test_who_comes_when_several_were_just_answered_waits_for_as_many() -> None:
+    server = Server(takes_s=0.01)
+
+    async def scenario() -> None:
+        coalescer = Coalescer(server, min_batch=9, max_wait_s=9, gather_s=0.3)
+        assert await asyncio.gather(*(coalescer.ask(n) for n in range(4))) == [0, 2, 4, 6]
+        assert server.batches == [[0], [1, 2, 3]]
+        asked = [asyncio.ensure_future(coalescer.ask(n)) for n in (4, 5)]
+        await asyncio.sleep(0.05)
+        assert len(server.batches) == 2
+        asked.append(asyncio.ensure_future(coalescer.ask(6)))
+        assert await asyncio.wait_for(asyncio.gather(*asked), 0.2) == [8, 10, 12]
+        assert server.batches[2:] == [[4, 5, 6]]
+        last = asyncio.ensure_future(coalescer.ask(7))
+        await asyncio.sleep(0.2)
+        assert len(server.batches) == 3
+        assert await asyncio.wait_for(last, 0.2) == 14  # a moment, no longer
+        assert await asyncio.wait_for(coalescer.ask(8), 0.2) == 16  # nor after one alone, who is not waited for
+        assert server.batches[3:] == [[7], [8]]
+
+    run(scenario)
+
+
+def test_a_call_counts_those_too_whom_it_left_waiting() -> None:
+    server = Server(takes_s=0.1)
+
+    async def scenario() -> None:
+        coalescer = Coalescer(server, min_batch=9, max_wait_s=9, gather_s=0.3)
+        first = asyncio.ensure_future(coalescer.ask(0))
+        await asyncio.sleep(0.02)
+        asked = [asyncio.ensure_future(coalescer.ask(n)) for n in (1, 2)]
+        await first
+        again = asyncio.ensure_future(coalescer.ask(3))
+        assert await asyncio.wait_for(asyncio.gather(*asked, again), 0.2) == [2, 4, 6]
+        assert server.batches == [[0], [1, 2, 3]]
 
     run(scenario)
 

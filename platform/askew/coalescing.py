@@ -2,12 +2,13 @@
 
 A question that is alone goes at once. Behind a network hop that costs more than the work, one call of 32 costs
 little more than one of one; so beside a call that is under way another one goes only with company, or when
-somebody has waited for a while, and where several wait, they wait a moment for more. Knows nothing of what is
-asked.
+somebody has waited for a while, and where several wait, they wait a moment for more; and so does one that comes
+just after several were answered, who may be about to ask again. Knows nothing of what is asked.
 """
 
 import asyncio
 import contextvars
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -25,7 +26,9 @@ class Coalescer(Generic[Q, A]):
 
     While one is, the next goes when as many questions wait as were asked in it, `min_batch` at least, or when the
     first of them has waited for `max_wait_s`; so many who ask without a pause are answered in two halves. While
-    none is, a question that is alone goes at once, and several when the first has waited for `gather_s`.
+    none is, a question that is alone goes at once, and several when the first has waited for `gather_s`; within
+    that time after a call has ended, when there are as many as it answered and left waiting, or when the first
+    has waited so long, be it alone.
     `work` answers a batch in its order. If it fails on a batch, each of its questions is asked again alone, so
     that one that is poisonous fails alone, unless the error is one of `common`, which says nothing of them.
     """
@@ -48,6 +51,7 @@ class Coalescer(Generic[Q, A]):
         self._waiting: deque[tuple[Q, asyncio.Future[A], float]] = deque()  # and since when
         self._calls: dict[asyncio.Task[None], int] = {}  # of how many questions each
         self._alarm: tuple[float, asyncio.TimerHandle] | None = None  # when it rings
+        self._last = 0, -math.inf  # with how many askers a call ended, and when
 
     @property
     def waiting(self) -> int:
@@ -81,8 +85,8 @@ class Coalescer(Generic[Q, A]):
         """
         loop = asyncio.get_running_loop()
         while self._waiting and len(self._calls) < self._max_calls:
-            due = self._waiting[0][2] + self._patience_s()
-            enough = max([self._min_batch, *self._calls.values()])
+            enough, patience_s = self._company(loop.time())
+            due = self._waiting[0][2] + patience_s
             if len(self._waiting) < enough and due > loop.time():
                 self._wake(due)
                 return
@@ -91,11 +95,14 @@ class Coalescer(Generic[Q, A]):
             self._calls[call] = len(batch)
             call.add_done_callback(self._ended)
 
-    def _patience_s(self) -> float:
-        """How long the first of those who wait does so for company."""
+    def _company(self, now: float) -> tuple[int, float]:
+        """How many are enough for a call, and how long the first of those who wait does so for them."""
         if self._calls:
-            return self._max_wait_s
-        return self._gather_s if len(self._waiting) > 1 else 0.0
+            return max(self._min_batch, *self._calls.values()), self._max_wait_s
+        askers, ended = self._last
+        if askers > 1 and now < ended + self._gather_s:
+            return min(askers, self._max_batch), self._gather_s
+        return self._min_batch, self._gather_s if len(self._waiting) > 1 else 0.0
 
     def _wake(self, due: float) -> None:
         if self._alarm is not None:
@@ -109,7 +116,7 @@ class Coalescer(Generic[Q, A]):
         self._start()
 
     def _ended(self, call: asyncio.Task[None]) -> None:
-        del self._calls[call]
+        self._last = self._calls.pop(call) + len(self._waiting), asyncio.get_running_loop().time()
         self._start()
 
     async def _call(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
