@@ -51,7 +51,7 @@ class Coalescer(Generic[Q, A]):
         self._waiting: deque[tuple[Q, asyncio.Future[A], float]] = deque()  # and since when
         self._calls: dict[asyncio.Task[None], int] = {}  # of how many questions each
         self._alarm: tuple[float, asyncio.TimerHandle] | None = None  # when it rings
-        self._last = 0, -math.inf  # with how many askers a call ended, and when
+        self._askers, self._end = 0, -math.inf  # how many were answered or left waiting by the last call, and when
 
     @property
     def waiting(self) -> int:
@@ -93,15 +93,14 @@ class Coalescer(Generic[Q, A]):
             batch = [self._waiting.popleft()[:2] for _ in range(min(len(self._waiting), self._max_batch))]
             call = loop.create_task(self._call(batch), context=contextvars.Context())
             self._calls[call] = len(batch)
-            call.add_done_callback(self._ended)
+            call.add_done_callback(self._answered)
 
     def _company(self, now: float) -> tuple[int, float]:
         """How many are enough for a call, and how long the first of those who wait does so for them."""
         if self._calls:
             return max(self._min_batch, *self._calls.values()), self._max_wait_s
-        askers, ended = self._last
-        if askers > 1 and now < ended + self._gather_s:
-            return min(askers, self._max_batch), self._gather_s
+        if self._askers > 1 and now < self._end + self._gather_s:
+            return min(self._askers, self._max_batch), self._gather_s
         return self._min_batch, self._gather_s if len(self._waiting) > 1 else 0.0
 
     def _wake(self, due: float) -> None:
@@ -115,8 +114,15 @@ class Coalescer(Generic[Q, A]):
         self._alarm = None
         self._start()
 
+    def _answered(self, call: asyncio.Task[None]) -> None:
+        """Let those who were answered go on, and take in what has come meanwhile, before there is another call."""
+        loop = asyncio.get_running_loop()
+        self._askers = self._calls[call] + len(self._waiting)
+        loop.call_soon(loop.call_soon, self._ended, call)  # in one turn of the loop it comes, in the next it asks
+
     def _ended(self, call: asyncio.Task[None]) -> None:
-        self._last = self._calls.pop(call) + len(self._waiting), asyncio.get_running_loop().time()
+        del self._calls[call]
+        self._end = asyncio.get_running_loop().time()
         self._start()
 
     async def _call(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
