@@ -8,7 +8,7 @@ queries are items moved by noise and by one offset, as texts stand off from phot
 to photos: expect more effort there. Searches ask for 100 hits by one thread, in batches of 32; times are the
 medians of processor time over interleaved rounds. Bytes an item are those of the index as it is saved.
 
-    ours        ivf_rabitq refined in fp16, as `jobs/index.py` builds it, 8 segments joined in one shard
+    ours        ivf_rabitq refined in fp16, built as by `jobs/index.py`, 8 segments joined in one shard
     faiss_hnsw  HNSW32, efConstruction 40 (FAISS's default)
     hnswlib     M 16, ef_construction 200
     usearch     connectivity 16, in bfloat16 and in float32

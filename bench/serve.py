@@ -2,7 +2,7 @@
 
 Progress goes to stderr, and the last line of stdout is one JSON object of figures and targets.
 
-Served is a made-up catalogue (`--items` vectors of 128 dimensions, inverted lists and short codes, recall 0.99)
+Served is a made-up catalogue (`--items` vectors of 128 dimensions, inverted lists in half precision, recall 0.99)
 with query encoders of random weights: one of the demo's size, one of MiniLM's. Queries are real ones where they
 are at hand. The endpoint has two shards, one replica of every part, and keeps no answers and no queries' vectors;
 the yardsticks (`bench/yardsticks.py`) have the same model and the same files. Everything runs on this machine, the
