@@ -46,7 +46,7 @@ class SearchSettings(Settings):
     max_calls: int = Field(default=2, ge=1)  # such batches under way at once, from each of its replicas
     min_batch: int = Field(default=32, ge=1)  # beside one under way the next goes with so many, or as many,
     max_wait_ms: float = Field(default=20, ge=0)  # or once a query has waited so long for them;
-    gather_ms: float = Field(default=4, ge=0)  # beside none one goes at once; several, or one just after several, so late
+    gather_ms: float = Field(default=4, ge=0)  # beside none one goes at once; some, or one just after, so late
     max_waiting: int = Field(default=256, ge=1)  # queries that wait there; further ones get a 503
     cached_queries: int = Field(default=10_000, ge=0)  # whose vectors each replica of the ingress keeps
     cached_results: int = Field(default=10_000, ge=0)  # searches whose hits it keeps,
