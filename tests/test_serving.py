@@ -384,7 +384,8 @@ def test_an_item_that_no_shard_has_is_missing_and_one_that_a_dead_shard_may_have
 
 def test_a_query_is_encoded_once_as_long_as_it_is_kept() -> None:
     asked: list[list[str]] = []
-    ingress = made(shard(*LEFT), shard(*RIGHT), encoder=encoder(asked=asked), cached_queries=2, max_calls=1)
+    settings = {"cached_queries": 2, "max_calls": 1, "gather_ms": 0}
+    ingress = made(shard(*LEFT), shard(*RIGHT), encoder=encoder(asked=asked), **settings)
 
     async def scenario() -> None:
         for queries in (["mug"], ["mug", "cup", "mug"], ["pan", "pot", "pin"], ["pin", "mug"]):
