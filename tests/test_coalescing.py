@@ -158,6 +158,23 @@ def test_a_call_counts_those_too_whom_it_left_waiting() -> None:
     run(scenario)
 
 
+def test_who_asks_again_as_soon_as_answered_goes_with_those_who_waited() -> None:
+    server = Server()
+
+    async def scenario() -> None:
+        coalescer = Coalescer(server, max_calls=1)
+
+        async def again() -> None:
+            await coalescer.ask(0)
+            await asyncio.sleep(0)  # a turn of the loop, in which the next request comes in
+            await coalescer.ask(2)
+
+        await asyncio.gather(again(), coalescer.ask(1))
+        assert server.batches == [[0], [1, 2]]
+
+    run(scenario)
+
+
 def test_alone_a_question_is_asked_at_once() -> None:
     server = Server(takes_s=0)
 
