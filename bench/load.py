@@ -26,7 +26,8 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -41,6 +42,8 @@ REAL_QUERIES = HERE.parents[1] / "shared" / "data" / "wands_queries" / "query.cs
 OK, BROKEN, HUNG, WRONG = 200, 0, -1, -2  # statuses; ours: connection broke, none in time, answered but not right
 ROW = [("due", "f8"), ("sent", "f8"), ("done", "f8"), ("status", "i2"), ("degraded", "?")]
 PERCENTILES = (50, 90, 99, 99.9)
+TICK_S = 0.001  # of uvloop's timers
+SWEEP_S = 0.05  # between looks for what hangs
 IDLE_S = 1.0  # a connection that has not been used for so long may have been closed at the other end
 DEGRADED = re.compile(rb'"degraded": ?true')
 LENGTH = re.compile(rb"content-length: *(\d+)")
@@ -223,13 +226,22 @@ class Answered(NamedTuple):
     closing: bool  # the connection, after it
 
 
-class Connection(asyncio.Protocol):
-    """A connection that is kept, with one request under way at a time."""
+class Asked(NamedTuple):
+    """A request under way."""
 
-    def __init__(self) -> None:
+    due: float
+    sent: float
+    query: str
+
+
+class Connection(asyncio.Protocol):
+    """A connection that is kept, with one request under way at a time, of which it tells `over` what came."""
+
+    def __init__(self, over: "Callable[[Connection, Answered | None], None]") -> None:
+        self._over = over
         self._transport: Any = None
-        self._received = bytearray()
-        self._answer: asyncio.Future[Answered] | None = None
+        self._received = b""
+        self.asked: Asked | None = None
         self.open, self.used = False, 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -237,32 +249,29 @@ class Connection(asyncio.Protocol):
         self._transport, self.open = transport, True
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and answer when it is whole."""
+        """Take what came, and tell it when it is whole."""
         self._received += data
-        if (found := parsed(bytes(self._received))) is None:
+        if (found := parsed(self._received)) is None:
             return
-        self._received.clear()
+        self._received = b""
         self.open = self.open and not found.closing
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(found)
+        if self.asked is not None:
+            self._over(self, found)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Tell whoever waits."""
+        """Tell that no answer will come."""
         self.open = False
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionResetError("closed before the answer"))
+        if self.asked is not None:
+            self._over(self, None)
 
-    async def ask(self, request: bytes) -> Answered:
-        """Send a request and wait for its answer. Raises OSError when the connection breaks."""
-        if not self.open:
-            raise ConnectionResetError("closed")
-        self._answer = asyncio.get_running_loop().create_future()
+    def ask(self, asked: Asked, request: bytes) -> None:
+        """Send a request."""
+        self.asked = asked
         self._transport.write(request)
-        return await self._answer
 
     def close(self) -> None:
         """Close it at once."""
-        self.open = False
+        self.open, self.asked = False, None
         if self._transport is not None:
             self._transport.abort()
 
@@ -282,86 +291,124 @@ def parsed(data: bytes) -> Answered | None:
 
 
 class Asking:
-    """A load while it is done."""
+    """A load while it is done: callbacks alone, for the processor that it takes is not left to what answers."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
         address = urlsplit(load.url)
         self._host, self._port = str(address.hostname), address.port or 80
         self._requests = itertools.cycle(list(_requests(load, address.path or "/", address.netloc)))
+        self._gaps = np.random.default_rng(load.seed)
         self._idle: list[Connection] = []
-        self._room = asyncio.Semaphore(load.connections)
+        self._busy: set[Connection] = set()
+        self._connecting: set[asyncio.Task[None] | None] = set()
+        self._due: deque[float] = deque()  # beyond the connections that there may be
+        self._next = self._end = 0.0  # when another one falls due in an open loop, and when the last one does
         self._rows = array("d")  # of an hour there are millions
         self._right = Right(load.right) if load.right else None
-        self._end = 0.0
 
     async def run(self) -> "array[float]":
         """Ask until the time is over or SIGTERM comes, then wait for what is under way."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
-        self._end = time.monotonic() + self._load.seconds
+        now = time.monotonic()
+        self._end = now + self._load.seconds
         print("begun", flush=True)
-        await (self._closed() if self._load.rate is None else self._open(self._load.rate))
+        if self._load.rate is None:
+            for _ in range(self._load.connections):
+                self._ask(now)
+        else:
+            self._next = now
+            self._fall_due(1 / self._load.rate)
+        while time.monotonic() < self._end or self._busy or self._connecting or self._due:
+            await asyncio.sleep(SWEEP_S)
+            self._give_up()
         return self._rows
 
     def _stop(self) -> None:
         self._end = 0.0
 
-    async def _closed(self) -> None:
-        async def client() -> None:
-            while (now := time.monotonic()) < self._end:
-                if not await self._one(now):
-                    await asyncio.sleep(0.01)  # a server that is down is not asked a million times
+    def _fall_due(self, every_s: float) -> None:
+        """Ask all that is due in an open loop, to the tick of the loop's clock, and come again for the next."""
+        while self._next < (now := time.monotonic()) + TICK_S / 2 and self._next < self._end:
+            self._ask(self._next)
+            self._next += self._gaps.exponential(every_s)
+        if self._next < self._end:
+            asyncio.get_running_loop().call_later(max(self._next - now, TICK_S), self._fall_due, every_s)
 
-        await asyncio.gather(*(client() for _ in range(self._load.connections)))
+    def _ask(self, due: float) -> None:
+        """Ask, if there is a connection for it, or may be."""
+        if len(self._busy) + len(self._connecting) >= self._load.connections:
+            self._due.append(due)
+            return
+        query, request = next(self._requests)
+        asked = Asked(due, time.monotonic(), query)
+        while self._idle:  # that which was used last
+            connection = self._idle.pop()
+            if connection.open and asked.sent - connection.used < IDLE_S:
+                self._send(connection, asked, request)
+                return
+            connection.close()
+        self._connecting.add(asyncio.get_running_loop().create_task(self._connect(asked, request)))
 
-    async def _open(self, rate: float) -> None:
-        random = np.random.default_rng(self._load.seed)
-        under_way: set[asyncio.Task[bool]] = set()
-        due = time.monotonic()
-        while (due := due + random.exponential(1 / rate)) < self._end:
-            if (wait := due - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            task = asyncio.create_task(self._one(due))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-        await asyncio.gather(*under_way)
+    def _send(self, connection: Connection, asked: Asked, request: bytes) -> None:
+        self._busy.add(connection)
+        connection.ask(asked, request)
 
-    async def _one(self, due: float) -> bool:
-        """Ask once; returns whether there was an answer."""
-        sent, status, degraded = due, HUNG, False
-        connection: Connection | None = None
+    async def _connect(self, asked: Asked, request: bytes) -> None:
+        status = BROKEN
         try:
-            async with asyncio.timeout(self._load.patience_s + due - time.monotonic()), self._room:
-                connection = await self._connection()
-                sent = time.monotonic()
-                query, request = next(self._requests)
-                answer = await connection.ask(request)
-                status, degraded = self._judged(query, answer), DEGRADED.search(answer.body) is not None
+            async with asyncio.timeout(self._load.patience_s + asked.due - time.monotonic()):
+                found = await asyncio.get_running_loop().create_connection(
+                    lambda: Connection(self._over), self._host, self._port
+                )
         except OSError as error:  # TimeoutError is one
-            status = HUNG if isinstance(error, TimeoutError) else BROKEN
-            if connection is not None:
-                connection.close()
-        done = time.monotonic()
-        self._rows.extend((due, sent, done, status, degraded))
-        if connection is not None and connection.open:
-            connection.used = done
+            found, status = None, HUNG if isinstance(error, TimeoutError) else BROKEN
+        self._connecting.discard(asyncio.current_task())
+        if found is None:
+            self._note(asked, status)
+        else:
+            self._send(found[1], asked, request)
+
+    def _over(self, connection: Connection, answer: Answered | None) -> None:
+        """Note what came of a request, and let the connection go on."""
+        asked, connection.asked = connection.asked, None
+        self._busy.discard(connection)
+        if connection.open:
+            connection.used = time.monotonic()
             self._idle.append(connection)
-        return status not in (BROKEN, HUNG)
+        if answer is None:
+            self._note(asked, BROKEN)
+        else:
+            degraded = DEGRADED.search(answer.body) is not None
+            self._note(asked, self._judged(asked.query, answer), degraded)
+
+    def _note(self, asked: Asked, status: int, degraded: bool = False) -> None:
+        """Note an outcome; where one waits, or in a closed loop, it is time to ask another."""
+        now = time.monotonic()
+        self._rows.extend((asked.due, asked.sent, now, status, degraded))
+        if self._load.rate is None and now < self._end:
+            if status in (BROKEN, HUNG):  # a server that is down is not asked a million times
+                asyncio.get_running_loop().call_later(0.01, lambda: self._ask(time.monotonic()))
+            else:
+                self._ask(now)
+        elif self._due:
+            self._ask(self._due.popleft())
 
     def _judged(self, query: str, answer: Answered) -> int:
         if answer.status != OK or self._right is None or self._right.holds(query, self._load.k, answer.body):
             return answer.status
         return WRONG
 
-    async def _connection(self) -> Connection:
-        """Take the connection that was used last, or a new one."""
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.open and time.monotonic() - connection.used < IDLE_S:
-                return connection
+    def _give_up(self) -> None:
+        """Count as hung what has not been answered in time."""
+        late = time.monotonic() - self._load.patience_s
+        for connection in [one for one in self._busy if one.asked is not None and one.asked.due < late]:
+            asked = connection.asked
+            self._busy.discard(connection)
             connection.close()
-        made = await asyncio.get_running_loop().create_connection(Connection, self._host, self._port)
-        return made[1]
+            self._note(asked, HUNG)
+        while self._due and self._due[0] < late:
+            self._note(Asked(self._due.popleft(), time.monotonic(), ""), HUNG)
 
 
 def _requests(load: Load, path: str, host: str) -> Iterator[tuple[str, bytes]]:
