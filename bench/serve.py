@@ -402,7 +402,7 @@ def scaled(home: Path, release: Release, most: int) -> dict[str, Any]:
     """Let replicas grow from one to `most` under load, and shrink again, counting every request that fails."""
     common = {"min_replicas": 1, "max_replicas": most, "upscale_delay_s": 2, "downscale_delay_s": 5,
               "look_back_period_s": 3, "metrics_interval_s": 1}  # fmt: skip
-    wanted = {"ingress": 8, "encoder": 0.1, "shard-0": 0.5, "shard-1": 0.5}  # calls under way, for each replica
+    wanted = {"ingress": 8, "encoder": 0.1, "shard-0": 0.1, "shard-1": 0.1}  # calls under way, for each replica
     scaling = {name: common | {"target_ongoing_requests": ongoing} for name, ongoing in wanted.items()}
     with endpoint(home, release, scaling=scaling) as (server, stack):
         asked, before = load.queries(), replicas(stack, wanted)
