@@ -11,7 +11,7 @@ from tests.test_compiled import TEXTS, cosines, model
 from tests.test_shards import make
 
 from askew import artifacts
-from askew.ann import Design, Effort, Index
+from askew.ann import Design, Effort, Index, Kind
 from askew.compiled import CompiledEncoder
 from askew.models import Model
 from askew.segments import Plan
@@ -51,9 +51,11 @@ def test_lists_learned_on_a_gpu_find_as_much_and_are_written_as_all_are(
     assert shares[1] == pytest.approx(shares[2], abs=0.05)
 
 
-def test_a_shard_on_a_gpu_answers_as_one_on_a_processor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fp16", "ivf_sq8"])
+def test_a_shard_on_a_gpu_answers_as_one_on_a_processor(tmp_path: Path, kind: Kind) -> None:
     ids = [f"i{number:05d}" for number in range(20_000)]
-    plan = Plan.read(make(tmp_path, vectors(20_000), ids, [9_000], DESIGN, Effort(lists=8)))
+    design = DESIGN.model_copy(update={"kind": kind})
+    plan = Plan.read(make(tmp_path, vectors(20_000), ids, [9_000], design, Effort(lists=8)))
     on_gpu, on_processor = Shard(plan, gpu=True), Shard(plan)
     assert all(part.index._gpu is not None for part in on_gpu._parts)
     for number in (1, 40):
