@@ -355,19 +355,17 @@ class Asking:
         connection.ask(asked, request)
 
     async def _connect(self, asked: Asked, request: bytes) -> None:
-        status = BROKEN
         try:
             async with asyncio.timeout(self._load.patience_s + asked.due - time.monotonic()):
-                found = await asyncio.get_running_loop().create_connection(
+                _, made = await asyncio.get_running_loop().create_connection(
                     lambda: Connection(self._over), self._host, self._port
                 )
         except OSError as error:  # TimeoutError is one
-            found, status = None, HUNG if isinstance(error, TimeoutError) else BROKEN
-        self._connecting.discard(asyncio.current_task())
-        if found is None:
-            self._note(asked, status)
+            self._connecting.discard(asyncio.current_task())
+            self._note(asked, HUNG if isinstance(error, TimeoutError) else BROKEN)
         else:
-            self._send(found[1], asked, request)
+            self._connecting.discard(asyncio.current_task())
+            self._send(made, asked, request)
 
     def _over(self, connection: Connection, answer: Answered | None) -> None:
         """Note what came of a request, and let the connection go on."""
@@ -401,14 +399,15 @@ class Asking:
 
     def _give_up(self) -> None:
         """Count as hung what has not been answered in time."""
-        late = time.monotonic() - self._load.patience_s
+        late = (now := time.monotonic()) - self._load.patience_s
+        while self._due and self._due[0] < late:  # these first: what follows makes room for others
+            due = self._due.popleft()
+            self._rows.extend((due, due, now, HUNG, False))
         for connection in [one for one in self._busy if one.asked is not None and one.asked.due < late]:
             asked = connection.asked
             self._busy.discard(connection)
             connection.close()
             self._note(asked, HUNG)
-        while self._due and self._due[0] < late:
-            self._note(Asked(self._due.popleft(), time.monotonic(), ""), HUNG)
 
 
 def _requests(load: Load, path: str, host: str) -> Iterator[tuple[str, bytes]]:

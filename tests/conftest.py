@@ -1,5 +1,6 @@
 """What the tests share: a catalogue drawn small, and the triplets made of it, both real."""
 
+import importlib
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -114,3 +116,10 @@ def answering(uri: str, log: Path) -> str:
         else:
             return uri
     raise AssertionError(log.read_text()[-2000:])
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmarks' load, as a module."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
+    return importlib.import_module("load")

@@ -3,19 +3,13 @@
 import asyncio
 import json
 import socket
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-
-import load
-from load import Load, Outcomes
 
 LATE_S = 0.1
 
@@ -77,14 +71,15 @@ def server() -> Iterator[Server]:
     made.close()
 
 
-def done(wanted: Load) -> Outcomes:
-    """Do a load."""
-    return load.start(wanted).wait()
+@pytest.fixture
+def done(load: Any) -> Callable[..., Any]:
+    """Does a load."""
+    return lambda *args, **more: load.start(load.Load(*args, **more)).wait()
 
 
-def test_each_outcome_is_counted_as_what_it_was(server: Server) -> None:
+def test_each_outcome_is_counted_as_what_it_was(server: Server, done: Callable[..., Any]) -> None:
     queries = ["fine", "degraded", "refused", "breaks off", "says nothing"]
-    outcomes = done(Load(server.url, queries, connections=2, rate=50, seconds=1, patience_s=0.5))
+    outcomes = done(server.url, queries, connections=2, rate=50, seconds=1, patience_s=0.5)
     counts = outcomes.counts()
     each = {query: server.asked.count(query) for query in queries}
     hung, never_sent = each["says nothing"], len(outcomes) - len(server.asked)
@@ -95,45 +90,58 @@ def test_each_outcome_is_counted_as_what_it_was(server: Server) -> None:
     assert hung > 0
 
 
-def test_a_closed_loop_asks_again_as_soon_as_it_is_answered_and_keeps_its_connections(server: Server) -> None:
-    outcomes = done(Load(server.url, ["late"], connections=4, seconds=1))
+def test_a_closed_loop_asks_again_as_soon_as_it_is_answered_and_keeps_its_connections(
+    server: Server, done: Callable[..., Any]
+) -> None:
+    outcomes = done(server.url, ["late"], connections=4, seconds=1)
     assert outcomes.counts()["ok"] == len(outcomes) == len(server.asked)
     assert 4 * 6 <= len(outcomes) <= 4 * 11
     assert server.most_open == 4
 
 
-def test_a_closed_loop_goes_on_after_failures(server: Server) -> None:
-    counts = done(Load(server.url, ["breaks off", "fine"], connections=2, seconds=0.5)).counts()
+def test_a_closed_loop_goes_on_after_failures(server: Server, done: Callable[..., Any]) -> None:
+    counts = done(server.url, ["breaks off", "fine"], connections=2, seconds=0.5).counts()
     assert counts["ok"] > 10
     assert counts["errors"]["broken"] > 10
 
 
-def test_an_open_loop_asks_at_its_rate_whatever_the_answers_do(server: Server) -> None:
-    outcomes = done(Load(server.url, ["late"], connections=500, rate=400, seconds=1))
+def test_an_open_loop_asks_at_its_rate_whatever_the_answers_do(server: Server, done: Callable[..., Any]) -> None:
+    outcomes = done(server.url, ["late"], connections=500, rate=400, seconds=1)
     assert len(outcomes) == pytest.approx(400, rel=0.25)
     assert np.diff(outcomes.due(0, np.inf).rows["due"]).std() > 0
     assert (outcomes.latencies_ms > 1000 * LATE_S - 2).all()
 
 
-def test_the_time_that_a_request_waits_for_its_turn_counts(server: Server) -> None:
-    outcomes = done(Load(server.url, ["late"], connections=1, rate=40, seconds=1, patience_s=30))
+def test_the_time_that_a_request_waits_for_its_turn_counts(server: Server, done: Callable[..., Any]) -> None:
+    outcomes = done(server.url, ["late"], connections=1, rate=40, seconds=1, patience_s=30)
     assert outcomes.counts()["ok"] == len(outcomes) > 20
     waited = np.sort(outcomes.latencies_ms)
     assert waited[-1] > 1000 * LATE_S * (len(outcomes) - 15)  # each of those before it took so long
     assert server.most_open == 1
 
 
-def test_nobody_listening_is_an_outcome() -> None:
+def test_who_waits_too_long_is_given_up_and_the_others_keep_their_order(
+    server: Server, done: Callable[..., Any]
+) -> None:
+    outcomes = done(server.url, ["late"], connections=1, rate=100, seconds=2, patience_s=0.5)
+    assert outcomes.counts()["hung"] > 50
+    sent = np.sort(outcomes.rows[outcomes.rows["sent"] > outcomes.rows["due"]], order="sent")
+    assert len(sent) > 10
+    assert (np.diff(sent["due"]) > 0).all()
+    assert outcomes.latencies_ms.max() < 750
+
+
+def test_nobody_listening_is_an_outcome(done: Callable[..., Any]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/search"
-        counts = done(Load(url, ["fine"], connections=2, rate=50, seconds=0.5)).counts()
+        counts = done(url, ["fine"], connections=2, rate=50, seconds=0.5).counts()
     assert counts["errors"] == {"broken": counts["requests"]}
     assert counts["requests"] > 5
 
 
-def test_a_load_that_is_stopped_tells_what_came_of_it(server: Server) -> None:
-    running = load.start(Load(server.url, ["fine"], connections=1, seconds=60))
+def test_a_load_that_is_stopped_tells_what_came_of_it(server: Server, load: Any) -> None:
+    running = load.start(load.Load(server.url, ["fine"], connections=1, seconds=60))
     time.sleep(0.5)
     before = time.monotonic()
     assert running.stop().counts()["ok"] > 10

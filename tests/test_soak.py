@@ -35,12 +35,6 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCH)
-    return importlib.import_module("load")
-
-
-@pytest.fixture
 def started() -> Iterator[Callable[[int], psutil.Process]]:
     processes: list[subprocess.Popen[bytes]] = []
 
